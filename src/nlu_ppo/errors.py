@@ -1,0 +1,21 @@
+"""The errors a user can mend: each names the file and line, or the key, and says what to do."""
+
+
+class UserError(Exception):
+    """Wrong input, not a fault of the program. `train.py` prints it without a traceback and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A key, a choice or a value of the configuration is wrong."""
+
+
+class DataError(UserError):
+    """A data file is missing, or a row of it can't be read as its task's format demands."""
+
+
+class ModelError(UserError):
+    """A model, tokenizer or adapter doesn't fit what the run asks of it."""
+
+
+class RunFolderError(UserError):
+    """The run folder already holds another run."""

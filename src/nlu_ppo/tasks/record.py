@@ -1,0 +1,119 @@
+"""What a task is: one immutable record per task, and one per example. Everything else reads these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Union
+
+# int: a class id in the hub's order; float: a similarity; str: a chosen entity; a tuple of str: all gold entities.
+Label = Union[int, float, str, tuple[str, ...]]
+
+
+class Kind(Enum):
+    """What an answer is."""
+
+    CLASSIFY = "classify"  # one of a fixed set of verbalizers; labels are int ids
+    REGRESS = "regress"  # a number in [low, high]; labels are floats
+    CHOOSE = "choose"  # one of the example's own candidates; labels are strings
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a split.
+
+    Attributes:
+        id: unique within the task, `"<split>-<idx>"`; stable over sources and limits.
+        fields: the texts that the task's template names.
+        label: gold label (`None` on unlabelled test rows); for CHOOSE a tuple of all accepted answers.
+        group: items that are scored together share it (MultiRC's question, AX-g's pair).
+        candidates: for CHOOSE, the answers to choose from, in a fixed order.
+        idx: the official index, as submission files want it.
+    """
+
+    id: str
+    fields: Mapping[str, str]
+    label: Label | None
+    group: Any = None
+    candidates: tuple[str, ...] = ()
+    idx: Any = None
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where `datasets` finds the task: parquet-only repositories, pinned by revision."""
+
+    path: str
+    config: str
+    revision: str
+    splits: Mapping[str, str]  # ours ("train", "validation", "test") -> the hub's
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """Files of the benchmark's own release, relative to `task.data_dir`, by split."""
+
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A language-understanding task framed as short text generation.
+
+    The same record gives prompt, gold answer, metric and reward, so that none of them can disagree.
+
+    Attributes:
+        instruction: the first line(s) of every prompt, common to all examples of the task.
+        template: the query, with `{field}` slots filled from `Example.fields`.
+        labels: label names in the order of the hub's ids; empty unless CLASSIFY.
+        verbalizers: the answer word of each label id.
+        metrics: official metrics in the leaderboard's order; the task score is their mean.
+    """
+
+    name: str
+    benchmark: str
+    kind: Kind
+    instruction: str
+    template: str
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    verbalizers: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    hub: HubSource | None = None
+    raw: RawSource | None = None
+    trainable: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind is Kind.CLASSIFY and (
+            len(self.labels) != len(self.verbalizers) or len(set(self.verbalizers)) != len(self.verbalizers)
+        ):
+            raise ValueError(f"task {self.name}: every label needs a verbalizer of its own")
+
+    @property
+    def answer_format(self) -> str:
+        """The sentence that names the legal answers, the same for every example of the task."""
+        if self.kind is Kind.CLASSIFY:
+            return "Answer with one of these: " + ", ".join(self.verbalizers) + "."
+        if self.kind is Kind.REGRESS:
+            return f"Answer with a number from {self.low:.1f} to {self.high:.1f}."
+        return "Answer with one of the listed candidates, copied exactly."
+
+    def verbalize(self, label: Label) -> str:
+        """The answer text of a gold label (regression: rounded to the nearest 0.2, as T5 does)."""
+        if self.kind is Kind.CLASSIFY:
+            return self.verbalizers[int(label)]  # type: ignore[arg-type]
+        if self.kind is Kind.REGRESS:
+            return f"{round(float(label) * 5) / 5:.1f}"  # type: ignore[arg-type]
+        return label[0] if isinstance(label, tuple) else str(label)
+
+    def answers(self, example: Example) -> tuple[str, ...]:
+        """All answers that label likelihood compares for `example`, in a fixed order."""
+        if self.kind is Kind.CLASSIFY:
+            return self.verbalizers
+        if self.kind is Kind.REGRESS:
+            steps = round((self.high - self.low) * 5)
+            return tuple(f"{self.low + i / 5:.1f}" for i in range(steps + 1))
+        return example.candidates
