@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nlu_ppo.errors import ModelError
-from nlu_ppo.tasks.record import Example, Label, Task
-
-OPEN, CLOSE = "<Judgement>", "</Judgement>"
+from nlu_ppo.tasks.record import CLOSE, OPEN, Example, Label, Task
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Union
+from typing import Any
 
-# int: a class id in the hub's order; float: a similarity; str: a chosen entity; a tuple of str: all gold entities.
-Label = Union[int, float, str, tuple[str, ...]]
+# int: a class id in the hub's order; float: a similarity; str: a chosen entity; tuple of str: all gold ones.
+Label = int | float | str | tuple[str, ...]
+
+# One item as the hub serves it (its column names), whatever source it came from.
+Row = Mapping[str, Any]
+
+# The slot of an answer: prompts end in the open tag, completions in the closing one.
+OPEN, CLOSE = "<Judgement>", "</Judgement>"
 
 
 class Kind(Enum):
@@ -52,9 +58,32 @@ class HubSource:
 
 @dataclass(frozen=True)
 class RawSource:
-    """Files of the benchmark's own release, relative to `task.data_dir`, by split."""
+    """Files of the benchmark's own release, and how a row of theirs becomes a row of the hub's schema.
 
-    files: Mapping[str, str]
+    Attributes:
+        files: by split, the paths below `task.data_dir` to try, in order. `.jsonl` files hold one JSON object
+            per line; all others are tab-separated, without quoting.
+        labels: what the files write for each label -> id (empty for tasks without classes).
+        columns: hub column -> names it has in the files, where these differ.
+        label_columns: names of the label's column; files of labelled splits must have one of them.
+        header: the columns of files that have no header line (not used for test files, which have one).
+        rows: turns one JSON object into hub rows, where they aren't one to one.
+        shared_file: a file that holds train and validation together, and the list of id pairs that belong
+            to validation; preferred to `files` where both are there, because the hub is made from them.
+        short_rows: so many rows of a file with too few columns are known to be in the release. The hub
+            leaves them out, and so do we.
+        no_gold: label values of rows without an agreed label; such rows are left out, as everybody does.
+    """
+
+    files: Mapping[str, tuple[str, ...]]
+    labels: Mapping[str, int] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    label_columns: tuple[str, ...] = ("label",)
+    header: tuple[str, ...] = ()
+    rows: Callable[[Row], Iterable[Row]] | None = None
+    shared_file: tuple[str, str] | None = None
+    short_rows: int = 0
+    no_gold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +98,11 @@ class Task:
         labels: label names in the order of the hub's ids; empty unless CLASSIFY.
         verbalizers: the answer word of each label id.
         metrics: official metrics in the leaderboard's order; the task score is their mean.
+        columns: the hub's columns that the template needs; they become `Example.fields` as they are.
+        fields_of: makes the fields from a hub row instead, where a text must be marked or cleaned.
+        group_of: hub `idx` -> group of items that are scored together.
+        eval_splits: what a run is evaluated on; each split is scored apart.
+        trainable: False for diagnostic sets, which have no train split.
     """
 
     name: str
@@ -83,6 +117,10 @@ class Task:
     high: float = 1.0
     hub: HubSource | None = None
     raw: RawSource | None = None
+    columns: tuple[str, ...] = ()
+    fields_of: Callable[[Row], dict[str, str]] | None = None
+    group_of: Callable[[Any], Any] | None = None
+    eval_splits: tuple[str, ...] = ("validation",)
     trainable: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,0 +1,74 @@
+"""Rows of a split from the hub, through `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from nlu_ppo.errors import DataError
+from nlu_ppo.tasks.rawfiles import Located
+from nlu_ppo.tasks.record import Task
+
+
+def hub_rows(
+    task: Task, split: str, hub_path: str | Path | None
+) -> tuple[Iterator[Located], tuple[str, ...], str]:
+    """Rows with where they stand, the label column's class names, and a name for the whole.
+
+    The files are downloaded once and memory-mapped from the cache afterwards (streaming would fetch them
+    again for every run of a sweep); a local folder is streamed, since it needs no cache.
+
+    Raises:
+        DataError: no such split, no network and not in the cache, no such repository or revision.
+    """
+    if task.hub is None:
+        raise DataError(f"task {task.name} isn't on the hub: use another task.source")
+    hub = task.hub
+    if split not in hub.splits:
+        raise DataError(f"task {task.name} has no split {split!r} on the hub; it has {', '.join(hub.splits)}")
+    their_split = hub.splits[split]
+    path = str(hub_path) if hub_path else hub.path
+    place = f"{path} ({hub.config}, {their_split})"
+    local = Path(path).expanduser()
+    try:
+        if hub_path and local.is_dir():
+            files = _parquet_files(local, hub.config, their_split)
+            if not files:
+                raise DataError(
+                    f"task {task.name}: no parquet files for split {split!r}; "
+                    f"tried {local / hub.config / their_split}-*.parquet"
+                )
+            data: Any = datasets.load_dataset(
+                "parquet", data_files={their_split: files}, split=their_split, streaming=True
+            )
+        else:
+            # The pinned revision belongs to the pinned repository, not to what takes its place.
+            revision = None if hub_path else hub.revision
+            data = datasets.load_dataset(path, hub.config, revision=revision, split=their_split)
+    except DataError:
+        raise
+    except Exception as error:  # network, cache and format errors of several libraries
+        raise DataError(
+            f"task {task.name}: can't load {place} from the hub: {type(error).__name__}: {error}. Without "
+            f"a network, run once with one (the files stay in the cache), or use task.source=raw "
+            f"task.data_dir=DIR"
+        ) from error
+    feature = (data.features or {}).get("label")
+    names = tuple(getattr(feature, "names", None) or ())
+    return _located(data, place), names, place
+
+
+def _parquet_files(folder: Path, config: str, split: str) -> list[str]:
+    for place in (folder / config, folder):
+        files = sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
+        if files:
+            return [str(file) for file in files]
+    return []
+
+
+def _located(data: Any, place: str) -> Iterator[Located]:
+    for number, row in enumerate(data):
+        yield f"{place} row {number}", row

@@ -1,0 +1,245 @@
+"""Splits of a task as examples, from the hub, from raw files, or generated.
+
+All sources first become rows in the hub's schema (its columns and label ids), then examples, by one function:
+for the same underlying data all sources therefore give the same ids, fields and labels, in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nlu_ppo.errors import ConfigError, DataError
+from nlu_ppo.tasks.fields import RowError, record_answers, record_candidates
+from nlu_ppo.tasks.rawfiles import Located, locate, raw_rows
+from nlu_ppo.tasks.record import Example, Kind, Label, Row, Task
+from nlu_ppo.tasks.registry import get_task
+
+SOURCES = ("hub", "raw", "generated")
+
+logger = logging.getLogger(__name__)
+
+# Turns what a source writes for a label into the task's label; `None` = unlabelled.
+_ToLabel = Callable[[Task, Any], "Label | None"]
+
+
+class _LeftOutError(Exception):
+    """A row that the benchmark itself leaves out: no agreed label, or known to be broken."""
+
+
+def read_split(
+    task: str | Task,
+    split: str,
+    source: str = "hub",
+    data_dir: str | Path | None = None,
+    on_bad_row: str = "error",
+    *,
+    hub_path: str | Path | None = None,
+) -> Iterator[Example]:
+    """The examples of a split, in the order of the source, one at a time.
+
+    Missing files, unknown splits and the like are reported at once, bad rows when they are reached.
+
+    Args:
+        split: "train", "validation", "test"; MNLI also has "validation_mismatched" and "test_mismatched".
+        source: "hub", "raw" (files below `data_dir`, as the benchmarks release them) or "generated" (toys).
+        on_bad_row: "error" stops at the first row that can't be read; "skip" leaves such rows out and logs
+            how many there were.
+        hub_path: takes the place of the hub's repository: another id, or a folder with its parquet files.
+
+    Raises:
+        ConfigError: unknown task, source or `on_bad_row`.
+        DataError: names file and line, and what to do: missing file, wrong number of columns, unknown label,
+            invalid JSON, missing text, no rows at all.
+    """
+    record = get_task(task)
+    if on_bad_row not in ("error", "skip"):
+        raise ConfigError(f"on_bad_row={on_bad_row!r}: choose error or skip")
+    if source == "generated":
+        return _generated(record, split)
+    to_label: _ToLabel
+    if source == "raw":
+        if data_dir is None:
+            raise DataError(
+                f"task {record.name}: task.source=raw needs task.data_dir=DIR, a folder that holds the "
+                f"benchmark's own files, such as {_first_file(record)}"
+            )
+        rows, to_label = raw_rows(record, split, data_dir), _raw_label
+        place = f"{locate(record, split, data_dir)[0]}"
+    elif source == "hub":
+        # Imported here: raw and generated splits don't need the library, which takes seconds to load.
+        from nlu_ppo.tasks.hub import hub_rows
+
+        rows, names, place = hub_rows(record, split, hub_path)
+        to_label = _hub_label(names)
+    else:
+        raise ConfigError(f"task.source={source!r}: choose one of {', '.join(SOURCES)}")
+    return _examples(record, split, rows, to_label, place, skip=on_bad_row == "skip")
+
+
+def raw_files(task: str | Task, splits: Iterable[str], data_dir: str | Path) -> list[Path]:
+    """The existing files that reading these splits from `data_dir` opens, each once, in order."""
+    record = get_task(task)
+    files: dict[Path, None] = {}
+    for split in splits:
+        try:
+            files.update(dict.fromkeys(locate(record, split, data_dir)))
+        except DataError:
+            continue
+    return list(files)
+
+
+def _first_file(task: Task) -> str:
+    return next(iter(task.raw.files.values()))[0] if task.raw else "(none: this task has no raw files)"
+
+
+def _generated(task: Task, split: str) -> Iterator[Example]:
+    try:
+        from nlu_ppo.tasks import toy
+    except ImportError as error:
+        raise DataError(f"task {task.name}: this installation has no generated tasks ({error})") from error
+    if task.name not in toy.TOY_TASKS:
+        raise DataError(
+            f"task {task.name} isn't generated: task.source=generated fits {', '.join(toy.TOY_TASKS)}; "
+            f"use task.source=hub or task.source=raw"
+        )
+    return iter(toy.generate(task.name, split))
+
+
+# -- rows to examples ---------------------------------------------------------------------------------------
+
+
+def _examples(
+    task: Task, split: str, rows: Iterator[Located], to_label: _ToLabel, place: str, *, skip: bool
+) -> Iterator[Example]:
+    seen: dict[str, int] = {}
+    bad: list[str] = []
+    left_out = good = 0
+    for where, row in rows:
+        try:
+            if isinstance(row, RowError):
+                raise row
+            if row is None:
+                raise _LeftOutError
+            example = _example(task, split, row, to_label)
+        except _LeftOutError:
+            left_out += 1
+            continue
+        except RowError as error:
+            message = f"{where}: {error}"
+            if not skip:
+                raise DataError(
+                    f"task {task.name}: {message}. Mend the row, or leave such rows out "
+                    f"with task.on_bad_row=skip"
+                ) from error
+            bad.append(message)
+            continue
+        good += 1
+        repeats = seen[example.id] = seen.get(example.id, 0) + 1
+        if repeats > 1:  # some copies of WiC hold an index twice
+            example = replace(example, id=f"{example.id}.{repeats}")
+        yield example
+    if bad:
+        logger.warning(
+            "task %s, split %s: skipped %d bad rows; first: %s", task.name, split, len(bad), bad[0]
+        )
+    if left_out:
+        logger.info("task %s, split %s: %d rows without usable label left out", task.name, split, left_out)
+    if not good:
+        raise DataError(
+            f"task {task.name}: split {split!r} is empty: {place} has no usable rows"
+            + (f" ({len(bad)} bad ones were skipped; first: {bad[0]})" if bad else "")
+        )
+
+
+def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
+    for column in task.columns:
+        if row.get(column) is None:
+            raise RowError(f"no {column!r} (the row has: {', '.join(map(str, row))})")
+    if row.get("idx") is None:
+        raise RowError("no 'idx'")
+    idx = _index(row["idx"])
+    if task.kind is Kind.CHOOSE:
+        label: Label | None = record_answers(row)
+    else:
+        label = to_label(task, row.get("label"))
+    if label is None and not split.startswith("test"):
+        if task.raw and task.raw.no_gold:
+            raise _LeftOutError
+        raise RowError(f"no label, but split {split!r} is a labelled one")
+    try:
+        fields = task.fields_of(row) if task.fields_of else {c: row[c].strip() for c in task.columns}
+        candidates = record_candidates(row) if task.kind is Kind.CHOOSE else ()
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise (
+            error if isinstance(error, RowError) else RowError(f"a column of the wrong type ({error})")
+        ) from error
+    numbers = idx.values() if isinstance(idx, dict) else (idx,)
+    return Example(
+        id="-".join([split, *map(str, numbers)]),
+        fields=fields,
+        label=label,
+        group=task.group_of(idx) if task.group_of else None,
+        candidates=candidates,
+        idx=idx,
+    )
+
+
+def _index(value: Any) -> int | dict[str, int]:
+    """AX-b writes its index as a text; MultiRC and ReCoRD have one with parts."""
+    try:
+        if isinstance(value, Mapping):
+            return {str(name): int(part) for name, part in value.items()}
+        return int(value)
+    except (TypeError, ValueError):
+        raise RowError(f"idx {value!r} is not a whole number") from None
+
+
+# -- labels -------------------------------------------------------------------------------------------------
+
+
+def _raw_label(task: Task, value: Any) -> Label | None:
+    assert task.raw is not None  # rows came out of its files
+    if value is None:
+        return None
+    if task.kind is Kind.REGRESS:
+        return _similarity(task, value)
+    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+    if text in task.raw.no_gold:
+        return None
+    known = task.raw.labels
+    label = known.get(text, known.get(text.lower()))
+    if label is None:
+        raise RowError(f"unknown label {value!r}; legal are {', '.join(known)}")
+    return label
+
+
+def _hub_label(names: tuple[str, ...]) -> _ToLabel:
+    """For a label column with these class names (none: plain numbers, which are ids)."""
+
+    def to_label(task: Task, value: Any) -> Label | None:
+        if value is None or value == -1:
+            return None
+        if task.kind is Kind.REGRESS:
+            return _similarity(task, value)
+        legal = names or task.labels
+        name = value if isinstance(value, str) else legal[value] if 0 <= value < len(legal) else None
+        if name not in task.labels:
+            raise RowError(f"unknown label {value!r}; legal are {', '.join(task.labels)}")
+        return task.labels.index(name)
+
+    return to_label
+
+
+def _similarity(task: Task, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RowError(f"the score {value!r} is not a number") from None
+    if not (math.isfinite(number) and task.low <= number <= task.high):
+        raise RowError(f"the score {value!r} is not between {task.low} and {task.high}")
+    return round(number, 5)  # the hub keeps 3.8 in single precision, as 3.7999999523
