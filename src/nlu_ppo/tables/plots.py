@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,9 +103,9 @@ def score_bars(study: Study, rows: Sequence[Row], path: Path) -> None:
         if majority is not None:
             axes.axhline(majority, color="black", linestyle="--", lw=1, label="majority")
         axes.axhline(0, color="black", lw=0.8)
-        axes.set_xticks(range(len(shown)), [name.replace(" (", "\n(") for name in names])
-        if max(map(len, names)) * len(names) > 36:
-            axes.tick_params("x", rotation=30)
+        crowded = max(map(len, names)) * len(names) > 36
+        slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        axes.set_xticks(range(len(shown)), [name.replace(" (", "\n(") for name in names], **slant)
         axes.set_xlim(-0.6, len(shown) - 0.4)
         lows = [row.ci95[0] if row.ci95 else row.score for row in shown if row.score is not None]
         # Room for the numbers above bars that reach 100; below 0 only for scores that can be negative.
