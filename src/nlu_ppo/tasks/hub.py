@@ -25,7 +25,7 @@ def hub_rows(
         DataError: no such split, no network and not in the cache, no such repository or revision.
     """
     if task.hub is None:
-        raise DataError(f"task {task.name} isn't on the hub: use another task.source")
+        raise DataError(f"task {task.name} isn't on the hub: use task.source=generated")
     hub = task.hub
     if split not in hub.splits:
         raise DataError(f"task {task.name} has no split {split!r} on the hub; it has {', '.join(hub.splits)}")
