@@ -67,7 +67,12 @@ class Prompter:
 
     def completion(self, label: Label) -> str:
         """The text that a perfect model writes after the open tag."""
-        return self.task.verbalize(label) + CLOSE
+        return self.close(self.task.verbalize(label))
+
+    @staticmethod
+    def close(answer: str) -> str:
+        """An answer as a whole completion."""
+        return answer + CLOSE
 
     def render(self, example: Example) -> str:
         """The whole prompt as text, ending in the open tag."""
@@ -90,7 +95,7 @@ class Prompter:
             turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": OPEN + answer}]
         turns.append({"role": "user", "content": query})
         system = [{"role": "system", "content": self.instruction}, *turns]
-        # Templates without a system role (Gemma's, Mistral's first) raise: the instruction then opens turn one.
+        # Templates without a system role (Gemma's) raise: the instruction then opens the first turn.
         merged = [{**turns[0], "content": f"{self.instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
         for messages in (system, merged):
             try:
@@ -126,7 +131,8 @@ class Prompter:
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         # A rendered chat template already holds its own beginning-of-sequence token.
-        return self.tokenizer(texts, add_special_tokens=self.layout != "chat")["input_ids"]
+        encoded = self.tokenizer(texts, add_special_tokens=self.layout != "chat", verbose=False)
+        return encoded["input_ids"]
 
     def _shorten(self, example: Example, limit: int) -> Prompt:
         """Cuts the end of the longest text field, by bisection on its length in characters."""
@@ -180,10 +186,11 @@ class Prompter:
 
 
 def common_prefix_length(rows: Sequence[Sequence[int]]) -> int:
-    """Tokens that all rows begin with; at most one less than the shortest row, so that each keeps a suffix."""
+    """Tokens that all rows begin with; less than the shortest row has, so that each keeps a suffix."""
     if not rows:
         return 0
-    first, last = min(rows), max(rows)  # in lexicographic order these two differ soonest
+    ordered = [tuple(row) for row in rows]
+    first, last = min(ordered), max(ordered)  # in lexicographic order these two differ soonest
     limit = min(len(row) for row in rows) - 1
     length = 0
     while length < limit and first[length] == last[length]:

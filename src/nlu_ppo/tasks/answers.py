@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from nlu_ppo.tasks.metrics import normalize_record_answer
-from nlu_ppo.tasks.record import CLOSE, Kind, Task
+from nlu_ppo.tasks.record import CLOSE, Kind, Label, Task
 from nlu_ppo.tasks.registry import get_task
 
 _NUMBER = re.compile(r"[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)")
@@ -97,3 +97,16 @@ def _choice(text: str, candidates: Sequence[str] | None) -> str | None:
             if normalize_record_answer(candidate) == wanted:
                 return candidate
     return answer
+
+
+def is_correct(task: str | Task, answer: Label | None, reference: Label | None) -> bool:
+    """Whether one answer is right on its own; numbers: within a tenth of the task's range."""
+    record = get_task(task)
+    if answer is None or reference is None:
+        return False
+    if record.kind is Kind.REGRESS:
+        return abs(float(answer) - float(reference)) <= 0.1 * (record.high - record.low)  # type: ignore[arg-type]
+    if record.kind is Kind.CLASSIFY:
+        return answer == reference
+    accepted = reference if isinstance(reference, tuple) else (str(reference),)
+    return normalize_record_answer(str(answer)) in {normalize_record_answer(gold) for gold in accepted}

@@ -1,0 +1,64 @@
+# Targets work from anywhere: make -C path/to/nlu_ppo TARGET. Everything is installed into .venv, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NAME ?= demo
+TABLE ?= demo
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint table reproduce-table sweep ui sync tiny-model docs lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "nlu_ppo needs Python >= 3.10, and $(PYTHON) is " + sys.version.split()[0] + ": set PYTHON=...")'
+	@echo "Installing into $(VENV): 2 to 5 minutes (longer where torch brings CUDA along) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: at most 5 minutes on 2 cores
+	@echo "The demo: 8 runs, at most 5 minutes on 2 cores."
+	@$(BIN)/python train.py -m +sweeps=demo $(ARGS)
+	@$(BIN)/python -m nlu_ppo.tables demo
+
+test: $(STAMP) ## the tests: about 5 minutes on 2 cores
+	@echo "The tests: about 5 minutes on 2 cores."
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+sweep: $(STAMP) ## run a study: make sweep NAME=demo
+	@$(BIN)/python train.py -m +sweeps=$(NAME) $(ARGS)
+
+table: $(STAMP) ## table and pictures from finished runs: make table TABLE=demo
+	@$(BIN)/python -m nlu_ppo.tables $(TABLE)
+
+reproduce-table: $(STAMP) ## run what a table lacks, then build it: make reproduce-table TABLE=demo
+	@$(BIN)/python train.py -m +sweeps=$(TABLE) $(ARGS)
+	@$(BIN)/python -m nlu_ppo.tables $(TABLE)
+
+ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000
+
+sync: $(STAMP) ## bring runs that MLflow lacks from the run folders into it
+	@$(BIN)/python -m nlu_ppo.tracking
+
+tiny-model: $(STAMP) ## train the embedded model again: about 15 minutes on 2 cores
+	@$(BIN)/python -m nlu_ppo.models.tiny.build
+
+docs: $(STAMP) ## rewrite the generated pages of docs/
+	@$(BIN)/python -m nlu_ppo.reference
+
+lock: $(STAMP) ## resolve constraints.txt anew, for every supported Python
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --extra dev pyproject.toml -o constraints.txt
+
+clean: ## remove the virtual environment and caches; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

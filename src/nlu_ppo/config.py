@@ -1,0 +1,354 @@
+"""The configuration's schema: what keys exist, their types, ranges and meaning. No torch, no network.
+
+YAML under `conf/` is for people; these dataclasses are for code. Hydra checks names and types while it
+composes, `to_config` checks ranges and choices right after, and nothing below `train.py` sees a DictConfig.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from nlu_ppo.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the word that argparse and click made standard
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    key: bool = True,
+) -> Any:
+    """A schema field with its documentation and its legal range (both ends included).
+
+    Args:
+        key: whether the value can change a run's result and so belongs into the run's key.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "key": key}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# -- the groups ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LimitConfig:
+    """Shortens a run: fixed random subsets, the same for every seed and method."""
+
+    train: int | None = option(None, "use at most this many training examples", low=1)
+    eval: int | None = option(None, "use at most this many evaluation examples per split", low=1)
+
+
+@dataclass
+class TaskConfig:
+    """Which task, and where its examples come from."""
+
+    name: str = option(MISSING, "name of a task record in nlu_ppo.tasks")
+    source: str = option(
+        "hub",
+        "where examples come from: the hub, the benchmark's raw files, or (toy tasks) a generator",
+        choices=("hub", "raw", "generated"),
+    )
+    data_dir: str | None = option(
+        None,
+        "with source=raw: the folder that holds glue/ and superglue/ (its contents count, not its name)",
+        key=False,
+    )
+    hub_path: str | None = option(
+        None,
+        "with source=hub: another repository, or a local folder with <config>/<split>-*.parquet",
+        key=False,
+    )
+    selection: int = option(
+        200, "examples held out of train (at most a tenth of it) for model selection", low=0
+    )
+    on_bad_row: str = option(
+        "error", "a malformed row stops the run, or is counted and skipped", choices=("error", "skip")
+    )
+    limit: LimitConfig = field(default_factory=LimitConfig)
+
+
+@dataclass
+class LearningRateConfig:
+    """Learning rates that fit this model; the methods take theirs from here."""
+
+    sft: float = option(9e-6, "learning rate of supervised fine-tuning", low=0)
+    ppo: float = option(9e-6, "learning rate of PPO", low=0)
+
+
+@dataclass
+class ModelConfig:
+    """Which base model, and how it is loaded and prompted."""
+
+    name: str = option(MISSING, "short name, used in folders and tables")
+    path: str = option(MISSING, "hub id or local directory (contents count, not its name); `tiny` is shipped")
+    revision: str | None = option(None, "commit or tag on the hub")
+    layout: str = option("plain", "prompt layout", choices=("plain", "chat"))
+    dtype: str = option(
+        "auto",
+        "weights' type; auto is bfloat16 on CUDA and float32 on CPU",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    attention: str | None = option(None, "attention implementation; null lets transformers choose", key=False)
+    context_length: int | None = option(
+        None, "longest prompt plus completion in tokens; null reads it from the model", low=16
+    )
+    trust_remote_code: bool = option(False, "run code that the model's repository ships")
+    learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
+
+
+@dataclass
+class MethodConfig:
+    """What every method has."""
+
+    name: str = option(MISSING, "name of a method in nlu_ppo.methods")
+
+
+@dataclass
+class ZeroShotConfig(MethodConfig):
+    """The base model as it is."""
+
+
+@dataclass
+class FewShotConfig(MethodConfig):
+    """Demonstrations before every query; no weight changes."""
+
+    k: int = option(5, "number of demonstrations", low=1, high=64)
+    choice: str = option(
+        "first",
+        "which training examples: the first k (paper A), k at random, or as many of each label as possible",
+        choices=("first", "random", "balanced"),
+    )
+
+
+@dataclass
+class TrainingConfig(MethodConfig):
+    """What the methods that train have in common."""
+
+    learning_rate: float = option(MISSING, "peak learning rate", low=0)
+    schedule: str = option(
+        "constant",
+        "learning rate over the run; cosine ends at a tenth of the peak",
+        choices=("constant", "linear", "cosine"),
+    )
+    warmup: float = option(0.0, "share of the optimizer steps spent warming up", low=0, high=1)
+    optimizer: str = option("adamw", "optimizer", choices=("adamw", "adafactor"))
+    weight_decay: float = option(0.0, "weight decay", low=0)
+    epochs: float = option(1.0, "passes over the training examples", low=0)
+    max_steps: int | None = option(None, "stop after this many steps, whatever `epochs` says", low=1)
+    batch_size: int = option(16, "training examples per step", low=1)
+    micro_batch_size: int = option(
+        8, "rows per forward pass; changes memory, not the result", low=1, key=False
+    )
+    max_grad_norm: float | None = option(None, "clip the gradient's norm", low=0)
+    select_every: int = option(
+        25, "score the selection slice every so many steps (0: only at the end)", low=0
+    )
+    keep: str = option(
+        "best", "weights to evaluate: best on the selection slice, or last", choices=("best", "last")
+    )
+    checkpoint_every: int = option(50, "write a checkpoint every so many steps (0: never)", low=0, key=False)
+
+
+@dataclass
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning with TRL's SFTTrainer."""
+
+    loss_on: str = option("completion", "tokens that the loss counts", choices=("completion", "all"))
+
+
+@dataclass
+class PPOConfig(TrainingConfig):
+    """Proximal policy optimisation on the completion's tokens; defaults of paper A (its released code)."""
+
+    minibatch_size: int = option(16, "rows per optimizer step", low=1)
+    ppo_epochs: int = option(4, "passes over each batch of rollouts", low=1)
+    max_new_tokens: int | None = option(
+        None,
+        "longest completion; null fits the task's longest answer",
+        low=1,
+    )
+    temperature: float = option(1.0, "sampling temperature of rollouts", low=1e-3)
+    clip_range: float = option(0.2, "clip of the probability ratio", low=0)
+    value_clip_range: float = option(0.2, "clip of the value's change", low=0)
+    value_coef: float = option(0.1, "weight of the value loss", low=0)
+    entropy_coef: float = option(0.0, "weight of the entropy bonus", low=0)
+    gamma: float = option(1.0, "discount", low=0, high=1)
+    lam: float = option(0.95, "lambda of generalised advantage estimation", low=0, high=1)
+    whiten_advantages: bool = option(True, "advantages to mean 0 and deviation 1 over the batch's tokens")
+    whiten_rewards: bool = option(False, "rewards to deviation 1 over the batch's tokens, mean kept")
+    kl_coef: float = option(0.2, "weight of the per-token KL penalty (start value if adaptive)", low=0)
+    kl_controller: str = option(
+        "adaptive", "KL weight fixed, or steered towards kl_target", choices=("fixed", "adaptive")
+    )
+    kl_target: float = option(6.0, "KL per completion that the adaptive controller aims at, in nats", low=0)
+    kl_horizon: int = option(10_000, "samples over which the adaptive controller acts", low=1)
+    share_prefix: bool = option(
+        True, "run the prompts' common prefix once per micro-batch, with gradient", key=False
+    )
+
+
+@dataclass
+class RewardConfig:
+    """What PPO rewards. `name` is a registered reward, or `path/to/file.py:function`."""
+
+    name: str = option(MISSING, "name of a reward in nlu_ppo.rewards, or file.py:function")
+    correct: float = option(1.0, "reward of the gold answer")
+    wrong: float = option(-1.0, "reward of another legal answer")
+    unparsable: float = option(-3.0, "reward of an answer that is none of the legal ones")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters, or full fine-tuning."""
+
+    name: str = option(MISSING, "short name, used in tables")
+    enabled: bool = option(True, "false trains all weights")
+    r: int = option(16, "rank", low=1)
+    alpha: float = option(32.0, "scale numerator", low=0)
+    rslora: bool = option(True, "scale by alpha/sqrt(r) in place of alpha/r")
+    dropout: float = option(0.05, "dropout on the adapter's input; PPO switches it off", low=0, high=0.99)
+    targets: list[str] | None = option(
+        None, "module names that get an adapter; null takes PEFT's choice for the architecture"
+    )
+
+
+@dataclass
+class EvalConfig:
+    """How answers are produced and scored."""
+
+    decoding: str = option(
+        "greedy", "headline answers: greedy, or sampled from the policy", choices=("greedy", "sample")
+    )
+    temperature: float = option(1.0, "sampling temperature (with decoding=sample)", low=1e-3)
+    max_new_tokens: int | None = option(
+        None,
+        "longest completion; null fits the task's longest answer",
+        low=1,
+    )
+    likelihood: bool = option(True, "also score by the likelihood of the legal answers")
+    bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
+    batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
+
+
+@dataclass
+class TrackingConfig:
+    """The MLflow mirror of the run folder."""
+
+    enabled: bool = option(True, "mirror runs into MLflow", key=False)
+    uri: str | None = option(None, "tracking server; null is SQLite under outputs/", key=False)
+    experiment: str = option("nlu_ppo", "MLflow experiment", key=False)
+
+
+@dataclass
+class Config:
+    """A run: task, model, method, reward, lora and seed, and how it is evaluated and recorded."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = option(0, "seed of sampling, shuffling and new weights", low=0)
+    study: str = option(
+        "default", "name of the study that the run belongs to: its folder under outputs/", key=False
+    )
+    outputs: str = option("outputs", "where studies and the MLflow database live", key=False)
+    device: str = option("auto", "auto takes CUDA where there is one", key=False)
+    overwrite: bool = option(False, "start again in a run folder that already holds something", key=False)
+
+
+METHOD_SCHEMAS: dict[str, type[MethodConfig]] = {
+    "zero_shot": ZeroShotConfig,
+    "few_shot": FewShotConfig,
+    "sft": SFTConfig,
+    "ppo": PPOConfig,
+}
+
+
+def register_schemas() -> None:
+    """Makes the schemas known to Hydra; YAML choices inherit from them through their defaults list."""
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    groups: dict[str, type] = {
+        "task": TaskConfig, "model": ModelConfig, "reward": RewardConfig, "lora": LoraConfig,
+        "eval": EvalConfig, "tracking": TrackingConfig, **METHOD_SCHEMAS,
+    }  # fmt: skip
+    for name, node in groups.items():
+        store.store(group="schema", name=name, node=node)
+
+
+# -- from Hydra's tree to dataclasses ------------------------------------------------------------------------
+
+
+def to_config(tree: DictConfig) -> Config:
+    """The composed tree as checked dataclasses.
+
+    Raises:
+        ConfigError: a mandatory value is missing, or a value lies outside its range or choices.
+    """
+    names = [item.name for item in dataclasses.fields(Config)]
+    # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
+    groups = [name for name in names if OmegaConf.is_config(tree._get_node(name))]
+    missing = sorted(f"{name}.{key}" for name in groups for key in OmegaConf.missing_keys(tree[name]))
+    if missing:
+        raise ConfigError(f"no value given for {', '.join(missing)}: say for instance {missing[0]}=...")
+    config = Config(**{name: _to_object(tree, name) for name in names})
+    check(config)
+    return config
+
+
+def _to_object(tree: DictConfig, name: str) -> Any:
+    node = tree[name]
+    return OmegaConf.to_object(node) if isinstance(node, DictConfig) else node
+
+
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yields (dotted key, field, value) for every leaf of a config dataclass, in declaration order."""
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item, value
+
+
+def check(config: Config) -> None:
+    """Checks every value against the range and the choices of its field, and what spans several fields."""
+    for key, item, value in walk(config):
+        if value is None:
+            continue
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        choices = item.metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(f"{key}={value} is no choice: take one of {', '.join(choices)}")
+        if low is not None and not value >= low:  # `not >=` also catches NaN
+            raise ConfigError(f"{key}={value} is out of range: it must be at least {low:g}")
+        if high is not None and not value <= high:
+            raise ConfigError(f"{key}={value} is out of range: it must be at most {high:g}")
+    method = config.method
+    if isinstance(method, PPOConfig) and method.batch_size % method.minibatch_size:
+        raise ConfigError(
+            f"method.batch_size={method.batch_size} is no multiple of "
+            f"method.minibatch_size={method.minibatch_size}"
+        )
+    if config.task.source == "raw" and config.task.data_dir is None:
+        raise ConfigError(
+            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/ and superglue/"
+        )
+
+
+def key_fields(node: Any) -> dict[str, Any]:
+    """The values of `node` that can change a run's result, by dotted key."""
+    return {key: value for key, item, value in walk(node) if item.metadata.get("key", True)}

@@ -1,0 +1,17 @@
+"""The ways to get a model to do a task: each takes a Setting and returns the Setting to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nlu_ppo.methods import few_shot, ppo, sft, zero_shot
+from nlu_ppo.methods.setting import Setting
+
+METHODS: dict[str, Callable[[Setting], Setting]] = {
+    "zero_shot": zero_shot.fit,
+    "few_shot": few_shot.fit,
+    "sft": sft.fit,
+    "ppo": ppo.fit,
+}
+
+__all__ = ["METHODS", "Setting"]

@@ -1,0 +1,63 @@
+"""Few-shot: demonstrations before every query, the same for all, so that their cache is shared too."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nlu_ppo.config import FewShotConfig
+from nlu_ppo.errors import DataError
+from nlu_ppo.methods.setting import Setting, training_examples
+from nlu_ppo.tasks.record import Example, Kind
+
+
+def fit(setting: Setting) -> Setting:
+    method = setting.config.method
+    assert isinstance(method, FewShotConfig)
+    kind = setting.data.task.kind
+    shown = demonstrations(training_examples(setting), method.k, method.choice, setting.config.seed, kind)
+    return replace(setting, prompter=setting.prompter.with_demonstrations(shown))
+
+
+def demonstrations(
+    train: Sequence[Example], k: int, choice: str, seed: int, kind: Kind = Kind.CLASSIFY
+) -> list[Example]:
+    """`k` training examples to show.
+
+    `first` takes the first k of the file, whatever the seed; `random` draws k; `balanced` draws them so that
+    the counts of any two labels differ by one at most, as far as the labels reach (numbers: by thirds).
+
+    Raises:
+        DataError: there are fewer than `k` examples.
+    """
+    if len(train) < k:
+        raise DataError(
+            f"method.k={k} demonstrations are wanted and the train split has {len(train)} examples"
+        )
+    if choice == "first":
+        return list(train[:k])
+    generator = random.Random(seed)
+    shuffled = list(train)
+    generator.shuffle(shuffled)
+    if choice == "random":
+        return shuffled[:k]
+    piles: dict[object, list[Example]] = defaultdict(list)
+    numbers = sorted(float(e.label) for e in train) if kind is Kind.REGRESS else []  # type: ignore[arg-type]
+    for example in shuffled:
+        if numbers:
+            third, two_thirds = numbers[len(numbers) // 3], numbers[2 * len(numbers) // 3]
+            value = float(example.label)  # type: ignore[arg-type]
+            piles[(value >= third) + (value >= two_thirds)].append(example)
+        else:
+            piles[example.label].append(example)
+    order = sorted(piles, key=str)
+    generator.shuffle(order)
+    picked: list[Example] = []
+    while len(picked) < k:
+        for label in order:
+            if piles[label] and len(picked) < k:
+                picked.append(piles[label].pop())
+    generator.shuffle(picked)  # or the order of labels would be a pattern to copy
+    return picked

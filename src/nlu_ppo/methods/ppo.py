@@ -1,0 +1,184 @@
+"""PPO: rollouts, reward by agreement with the gold label, clipped updates. The engine is nlu_ppo.ppo."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from nlu_ppo.config import PPOConfig
+from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
+from nlu_ppo.methods.setting import Selector, Setting, epochs, finished, training_examples
+from nlu_ppo.ppo import checkpoint
+from nlu_ppo.ppo.maths import KLController
+from nlu_ppo.ppo.rollout import collect, statistics
+from nlu_ppo.ppo.update import update
+from nlu_ppo.progress import bar
+from nlu_ppo.prompting import CLOSE
+from nlu_ppo.rewards import get_reward
+from nlu_ppo.tasks.answers import is_correct, parse_answer
+from nlu_ppo.tasks.record import Example, Label
+
+log = logging.getLogger(__name__)
+
+RATIO_TOLERANCE = 1e-3  # before the first step, old and new policy are one; in bf16 two batch shapes differ
+
+
+def fit(setting: Setting) -> Setting:
+    """Trains the policy in place, from its last checkpoint if there is one."""
+    trainer = PPOTrainer(setting)
+    trainer.train()
+    return finished(setting, trainer.examples_seen)
+
+
+class PPOTrainer:
+    """The state of a PPO run, and the loop over its steps."""
+
+    def __init__(self, setting: Setting) -> None:
+        method = setting.config.method
+        assert isinstance(method, PPOConfig)
+        self.setting, self.config, self.policy = setting, method, setting.policy
+        self.task = setting.data.task
+        self.train_examples = training_examples(setting)
+        self.steps = steps_of(method, len(self.train_examples))
+        self.step = 0
+        self.judge = judge_by(get_reward(setting.config.reward, self.task), setting)
+        self.policy.freeze_reference()
+        self.policy.add_value_head()
+        self.policy.model.eval()  # dropout would make the first ratio differ from 1
+        self.optimizer = build_optimizer([p for _, p in self.policy.trainable()], method)
+        self.kl = KLController(
+            method.kl_coef, method.kl_controller == "adaptive", method.kl_target, method.kl_horizon
+        )
+        seed = setting.config.seed
+        self.sampling = torch.Generator(self.policy.device).manual_seed(seed)
+        self.shuffling = torch.Generator().manual_seed(seed)
+        self.selector = Selector(setting, method)
+        self.max_new_tokens = setting.completion_limit
+
+    @property
+    def examples_seen(self) -> int:
+        return self.step * self.config.batch_size
+
+    def train(self) -> None:
+        self._resume()
+        if self.step == 0 and self.selector.due(0, last=False):
+            self.selector.score(0, 0)
+        stream = itertools.islice(
+            epochs(self.train_examples, self.setting.config.seed), self.examples_seen, None
+        )
+        with bar(total=self.steps, initial=self.step, desc="ppo", unit="step") as shown:
+            while self.step < self.steps:
+                batch = list(itertools.islice(stream, self.config.batch_size))
+                values = self._step(batch)
+                self.step += 1
+                self.setting.recorder.log(self.step, self.examples_seen, values)
+                shown.set_postfix(
+                    reward=f"{values['train/reward']:.2f}",
+                    accuracy=f"{values['train/accuracy']:.2f}",
+                    kl=f"{values['ppo/kl']:.2f}",
+                )
+                shown.update()
+                if self.selector.due(self.step, last=self.step == self.steps):
+                    self.selector.score(self.step, self.examples_seen)
+                self._checkpoint()
+        self.selector.restore_best()
+
+    def _step(self, batch: list[Example]) -> dict[str, float]:
+        """One batch: rollout, update, KL weight."""
+        rate = self.config.learning_rate * rate_factor(self.config, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rollouts = collect(
+            self.policy,
+            self.task,
+            self.setting.prompter.encode(batch),
+            batch,
+            self.judge,
+            self.config,
+            self.max_new_tokens,
+            self.kl.coef,
+            self.sampling,
+        )
+        values = statistics(rollouts, self.task, self.kl.coef)
+        values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
+        self.kl.update(values["ppo/kl"], len(batch))
+        values["train/learning_rate"] = rate
+        self._watch(values)
+        return values
+
+    def _watch(self, values: dict[str, float]) -> None:
+        """Says what a person would want to know at once."""
+        if values["ppo/first_ratio_error"] > RATIO_TOLERANCE and self.policy.base.dtype == torch.float32:
+            log.warning(
+                "step %d: the first ratio differs from 1 by %.2g; old and new log-probabilities should be "
+                "one before the first step",
+                self.step + 1,
+                values["ppo/first_ratio_error"],
+            )
+        if self.step == 0 and values["train/unparsable"] > 0.9:
+            log.warning(
+                "%.0f%% of the first completions are no legal answer: PPO has little to learn from; start "
+                "from a model that can follow the format",
+                100 * values["train/unparsable"],
+            )
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        every = self.config.checkpoint_every
+        if every and self.step % every == 0 and self.step < self.steps:
+            checkpoint.save(self.setting.recorder.folder.checkpoints, self.step, self.state())
+
+    def state(self) -> checkpoint.State:
+        """Everything that the next steps depend on."""
+        optimizer, selected = checkpoint.pack_optimizer(self.optimizer), self.selector.state_dict()
+        tensors: dict[str, Any] = {
+            **checkpoint.prefixed("policy", self.policy.state_dict()),
+            **checkpoint.prefixed("optimizer", optimizer.tensors),
+            **checkpoint.prefixed("best", selected.pop("weights") or {}),  # type: ignore[arg-type]
+            "random/sampling": self.sampling.get_state(),
+            "random/shuffling": self.shuffling.get_state(),
+        }
+        values = {
+            "kl_coef": self.kl.coef,
+            "optimizer": optimizer.values,
+            "selected": selected,
+        }
+        return checkpoint.State(tensors, values)
+
+    def load_state(self, state: checkpoint.State) -> None:
+        tensors = state.tensors
+        self.step = int(state.values["step"])
+        self.policy.load_state_dict(checkpoint.without_prefix("policy", tensors))
+        packed = checkpoint.State(checkpoint.without_prefix("optimizer", tensors), state.values["optimizer"])
+        checkpoint.unpack_optimizer(self.optimizer, packed)
+        best = checkpoint.without_prefix("best", tensors)
+        self.selector.load_state_dict({**state.values["selected"], "weights": best or None})
+        self.sampling.set_state(tensors["random/sampling"])
+        self.shuffling.set_state(tensors["random/shuffling"])
+        self.kl.coef = state.values["kl_coef"]
+
+    def _resume(self) -> None:
+        state = checkpoint.latest(self.setting.recorder.folder.checkpoints)
+        if state is not None:
+            self.load_state(state)
+            log.info("going on from step %d", self.step)
+        self.setting.recorder.folder.truncate_metrics(self.step if state is not None else -1)
+
+
+def judge_by(
+    reward: Callable[[str, Label | None, Example], float], setting: Setting
+) -> Callable[[str, Example], tuple[float, Label | None, bool]]:
+    """Completion and example to (reward, parsed answer, whether it is right)."""
+    task = setting.data.task
+
+    def judge(completion: str, example: Example) -> tuple[float, Label | None, bool]:
+        # An answer that never closes its tag is no answer here: the policy has to learn when to stop.
+        answer = parse_answer(task, completion, example.candidates) if CLOSE in completion else None
+        return reward(completion, answer, example), answer, is_correct(task, answer, example.label)
+
+    return judge

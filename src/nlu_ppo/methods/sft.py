@@ -1,0 +1,159 @@
+"""SFT: TRL's SFTTrainer on prompts and gold completions, tokenised as decoding will see them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from trl import SFTConfig as TrlConfig
+from trl import SFTTrainer
+
+from nlu_ppo.config import SFTConfig
+from nlu_ppo.errors import ModelError
+from nlu_ppo.inference.prefix import pad_id
+from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
+from nlu_ppo.methods.setting import Selector, Setting, finished, training_examples
+from nlu_ppo.progress import bar
+from nlu_ppo.prompting import Prompter
+from nlu_ppo.tasks.record import Example
+
+IGNORED = -100  # label of a token that the loss leaves out: PyTorch's convention
+
+
+def fit(setting: Setting) -> Setting:
+    """Trains the policy in place, from its last checkpoint if there is one."""
+    method = setting.config.method
+    assert isinstance(method, SFTConfig)
+    examples = training_examples(setting)
+    steps = steps_of(method, len(examples))
+    selector = Selector(setting, method)
+    checkpoints = setting.recorder.folder.checkpoints
+    resume = _latest(checkpoints)
+    setting.recorder.folder.truncate_metrics(_step_of(resume) if resume else -1)
+    trainer = _trainer(
+        setting, method, tokenized(setting.prompter, examples, method.loss_on), steps, selector
+    )
+    if resume is None and selector.due(0, last=False):
+        selector.score(0, 0)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    setting.policy.model.eval()
+    selector.restore_best()
+    return finished(setting, steps * method.batch_size)
+
+
+def tokenized(prompter: Prompter, examples: list[Example], loss_on: str) -> Dataset:
+    """Rows of `input_ids` and `labels`: prompt, completion, end of sequence.
+
+    The loss counts the completion and the end of sequence, or (`all`) the prompt as well.
+    """
+    end = [e] if (e := prompter.tokenizer.eos_token_id) is not None else []
+    rows = []
+    for example, prompt in zip(examples, prompter.encode(examples), strict=True):
+        assert example.label is not None
+        target = [*prompter.completion_ids(prompter.completion(example.label)), *end]
+        hidden = list(prompt.ids) if loss_on == "all" else [IGNORED] * len(prompt.ids)
+        rows.append({"input_ids": [*prompt.ids, *target], "labels": [*hidden, *target]})
+    return Dataset.from_list(rows)
+
+
+def _trainer(
+    setting: Setting, method: SFTConfig, rows: Dataset, steps: int, selector: Selector
+) -> SFTTrainer:
+    policy = setting.policy
+    optimizer = build_optimizer([p for _, p in policy.trainable()], method)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(method, step, steps))
+    micro = max(d for d in range(1, method.micro_batch_size + 1) if method.batch_size % d == 0)
+    tokenizer = policy.tokenizer
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                "the tokenizer has neither a padding nor an end-of-sequence token, and SFT needs one"
+            )
+        tokenizer.pad_token_id = pad_id(tokenizer)
+    arguments = TrlConfig(
+        output_dir=str(setting.recorder.folder.checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=method.batch_size // micro,
+        max_grad_norm=method.max_grad_norm or 0.0,
+        max_length=None,  # prompts already fit the context
+        logging_steps=1,
+        save_strategy="steps" if method.checkpoint_every else "no",
+        save_steps=method.checkpoint_every or 1,
+        save_total_limit=2,
+        seed=setting.config.seed,
+        data_seed=setting.config.seed,
+        bf16=False,  # the weights' own type decides, as in decoding and in PPO
+        fp16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=policy.device.type == "cpu",
+        dataloader_pin_memory=policy.device.type != "cpu",
+    )
+    trainer = SFTTrainer(
+        model=policy.model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        optimizers=(optimizer, schedule),
+        callbacks=[_Bridge(setting, method, selector)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Bridge(TrainerCallback):
+    """Between TRL's trainer and our run: metrics under our names, selection, its state in checkpoints."""
+
+    def __init__(self, setting: Setting, method: SFTConfig, selector: Selector) -> None:
+        self._setting, self._method, self._selector = setting, method, selector
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar = bar(total=state.max_steps, initial=state.global_step, desc="sft", unit="step")
+        if state.global_step:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            weights = load_file(folder / "selected.safetensors")
+            selected = json.loads((folder / "selected.json").read_text(encoding="utf-8"))
+            self._selector.load_state_dict({**selected, "weights": weights or None})
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        names = {"loss": "train/loss", "grad_norm": "train/grad_norm", "learning_rate": "train/learning_rate",
+                 "mean_token_accuracy": "train/token_accuracy", "entropy": "train/entropy"}  # fmt: skip
+        values = {names[k]: float(v) for k, v in (logs or {}).items() if k in names}
+        if "train/loss" in values:
+            self._setting.recorder.log(state.global_step, state.global_step * self._method.batch_size, values)
+            self._bar.set_postfix(loss=f"{values['train/loss']:.3f}")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar.update()
+        step = state.global_step
+        if self._selector.due(step, last=step == state.max_steps):
+            self._selector.score(step, step * self._method.batch_size)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        selected = self._selector.state_dict()
+        save_file(selected.pop("weights") or {}, folder / "selected.safetensors")  # type: ignore[arg-type]
+        (folder / "selected.json").write_text(json.dumps(selected), encoding="utf-8")
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar.close()
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _latest(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written to its end (its selection state is written last)."""
+    whole = [p for p in checkpoints.glob("checkpoint-*") if (p / "selected.json").is_file()]
+    return max(whole, key=_step_of) if whole else None

@@ -1,0 +1,116 @@
+"""From the model and lora groups to a Policy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nlu_ppo.config import LoraConfig, ModelConfig
+from nlu_ppo.errors import ModelError
+from nlu_ppo.models.locate import resolve_path
+from nlu_ppo.models.policy import Policy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: str = "auto") -> Policy:
+    """Loads base weights and tokenizer, and adds a fresh adapter.
+
+    Args:
+        lora: `None` for methods that train nothing; `lora.enabled=False` makes all weights trainable.
+        seed: of the adapter's first weights.
+
+    Raises:
+        ModelError: the model can't be found or read, or the adapter doesn't fit it.
+    """
+    where, torch_device = resolve_path(model.path), choose_device(device)
+    dtype = model.dtype if model.dtype != "auto" else "bfloat16" if torch_device.type == "cuda" else "float32"
+    common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    try:
+        base: Any
+        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        base = AutoModelForCausalLM.from_pretrained(
+            where, dtype=DTYPES[dtype], attn_implementation=model.attention, use_safetensors=True, **common
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={model.path}: {error}") from error
+    base.to(torch_device).eval().requires_grad_(False)
+    context = _context_length(base.config, model)
+    if lora is None:
+        return Policy(base, tokenizer, context)
+    if not lora.enabled:
+        return Policy(base.requires_grad_(True), tokenizer, context)
+    torch.manual_seed(seed)
+    return Policy(_add_lora(base, lora), tokenizer, context)
+
+
+def _context_length(config: Any, model: ModelConfig) -> int:
+    for name in ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length"):
+        known = getattr(config, name, None)
+        if known:
+            if model.context_length and model.context_length > known:
+                raise ModelError(
+                    f"model.context_length={model.context_length} is more than the model's {known} ({name})"
+                )
+            return model.context_length or int(known)
+    if not model.context_length:
+        raise ModelError("the model's config names no context length: set model.context_length")
+    return model.context_length
+
+
+def _add_lora(base: Any, lora: LoraConfig) -> PeftModel:
+    targets: Any = "all-linear" if lora.targets == ["all-linear"] else lora.targets
+    config = PeftLoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] # PEFT divides it, so that a float is as good
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        raise ModelError(f"lora.targets={lora.targets} don't fit {type(base).__name__}: {error}") from error
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """Writes the adapter (or, with full fine-tuning, the whole model) and the tokenizer as safetensors."""
+    policy.model.save_pretrained(folder, safe_serialization=True)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def load_adapter(base: Any, folder: Path) -> PeftModel:
+    """Puts a saved adapter on a base model.
+
+    Raises:
+        ModelError: the folder holds no adapter, or one of another model.
+    """
+    try:
+        return PeftModel.from_pretrained(base, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{folder}: not an adapter of this model: {error}") from error
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of the CUDA allocator, or of the process on CPU (which knows no reset)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if importlib.util.find_spec("resource") is None:  # not on Windows
+        return 0
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if os.uname().sysname == "Darwin" else usage * 1024

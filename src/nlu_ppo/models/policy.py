@@ -1,0 +1,154 @@
+"""The policy: a causal language model split into trunk and head, its adapter, its value head, its reference.
+
+PPO, decoding and scoring all call `hidden`, `logits` and nothing else of the model, so that old, new and
+reference log-probabilities come from one and the same forward path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from nlu_ppo.errors import ModelError
+
+
+class ValueHead(nn.Module):
+    """One linear layer on the trunk's last hidden state; starts at zero, so first values are zero."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) to (...), in float32."""
+        return self.linear(hidden.float()).squeeze(-1)
+
+
+class Policy:
+    """A model ready to be decoded, scored and trained.
+
+    Args:
+        model: a transformers causal LM, or a PeftModel around one.
+        context_length: longest sequence in tokens.
+
+    Raises:
+        ModelError: trunk plus head does not give the model's own logits.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, context_length: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.base: Any = base
+        self.trunk: Any = getattr(self.base, str(base.base_model_prefix))
+        self.head: Any = self.base.get_output_embeddings()
+        self.device: torch.device = next(model.parameters()).device
+        self.value_head: ValueHead | None = None
+        self._frozen: Policy | None = None
+        self._softcap = getattr(self.base.config, "final_logit_softcapping", None)
+        self._check_split()
+
+    @property
+    def has_adapter(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+    # -- forward ------------------------------------------------------------------------------------------
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> Tensor:
+        """Last hidden states of the trunk, (rows, tokens, hidden). With a `cache` the tokens follow it."""
+        out = self.trunk(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits in float32, (..., vocabulary), of the given hidden states."""
+        logits = self.head(hidden).float()
+        if self._softcap:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """The critic's estimate, (...), of the given hidden states."""
+        assert self.value_head is not None, "this policy has no value head"
+        return self.value_head(hidden)
+
+    def _check_split(self) -> None:
+        """Some architectures scale their logits between trunk and head; better to refuse than to be wrong."""
+        ids = torch.arange(1, 9, device=self.device).unsqueeze(0) % self.base.config.vocab_size
+        with torch.inference_mode():
+            ours = self.logits(self.hidden(ids))
+            theirs = self.base(input_ids=ids, use_cache=False).logits.float()
+        if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+            gap = (ours - theirs).abs().max().item()
+            raise ModelError(
+                f"{type(self.base).__name__} does something between its trunk and its head that this package "
+                f"doesn't know (logits differ by {gap:.3g}): take a model of another architecture"
+            )
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def add_value_head(self) -> None:
+        # float32 whatever the trunk's type: values are small numbers that small steps must still move
+        self.value_head = ValueHead(self.head.weight.shape[-1]).to(self.device)
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters that training moves, value head included."""
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        if self.value_head is not None:
+            named += [(f"value_head.{n}", p) for n, p in self.value_head.named_parameters()]
+        return named
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all trainable tensors, on the CPU."""
+        return {n: p.detach().to("cpu", copy=True) for n, p in self.trainable()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Sets all trainable tensors.
+
+        Raises:
+            ModelError: names or shapes are those of another adapter.
+        """
+        mine = dict(self.trainable())
+        if {n: p.shape for n, p in mine.items()} != {n: t.shape for n, t in state.items()}:
+            odd = sorted(set(mine) ^ set(state)) or [n for n in mine if mine[n].shape != state[n].shape]
+            raise ModelError(f"the saved weights belong to another adapter or model: {odd[0]} does not fit")
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state[name])
+
+    def freeze_reference(self) -> None:
+        """Keeps a frozen copy as reference; needed only where there is no adapter to switch off."""
+        if not self.has_adapter:
+            frozen = copy.deepcopy(self.model).requires_grad_(False).eval()
+            self._frozen = Policy(frozen, self.tokenizer, self.context_length)
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[Policy]:
+        """The policy before training: the adapter switched off, or the frozen copy."""
+        if self.has_adapter:
+            with self.model.disable_adapter():
+                yield self
+        else:
+            assert self._frozen is not None, "freeze_reference() was not called before training"
+            yield self._frozen

@@ -1,0 +1,138 @@
+"""Rollouts: completions drawn from the policy, their rewards, and what the update needs to know of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nlu_ppo.config import PPOConfig
+from nlu_ppo.inference.decoder import generate
+from nlu_ppo.models.policy import Policy
+from nlu_ppo.ppo import maths
+from nlu_ppo.ppo.forward import Scored, score_completions
+from nlu_ppo.prompting import Prompt
+from nlu_ppo.tasks.record import Example, Label, Task
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """B completions, T tokens. Tensors are (B, T), except `scores`, (B,)."""
+
+    prompts: list[tuple[int, ...]]
+    completions: list[list[int]]
+    answers: list[Label | None]
+    correct: list[bool]
+    scores: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@torch.no_grad()
+def collect(
+    policy: Policy,
+    task: Task,
+    prompts: Sequence[Prompt],
+    examples: Sequence[Example],
+    judge: Callable[[str, Example], tuple[float, Label | None, bool]],
+    config: PPOConfig,
+    max_new_tokens: int,
+    kl_coef: float,
+    generator: torch.Generator,
+) -> Rollouts:
+    """Draws one completion per prompt and prepares the batch for its update.
+
+    Args:
+        judge: completion text and example to (reward, parsed answer or `None`, whether it is right).
+        max_new_tokens: longest completion; what hasn't closed its tag by then counts as unparsable.
+    """
+    ids = [p.ids for p in prompts]
+    completions = generate(
+        policy, ids, max_new_tokens, temperature=config.temperature, generator=generator, batch_size=len(ids)
+    )
+    texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
+    judged = [judge(text, example) for text, example in zip(texts, examples, strict=True)]
+    old = _score(policy, ids, completions, config, with_values=True)
+    with policy.reference() as reference:
+        ref = _score(reference, ids, completions, config, with_values=False)
+
+    scores = torch.tensor([j[0] for j in judged], dtype=torch.float32, device=policy.device)
+    rewards = maths.token_rewards(scores, old.logprobs, ref.logprobs, old.mask, kl_coef)
+    if config.whiten_rewards:
+        rewards = maths.whiten(rewards, old.mask, shift_mean=False)
+    advantages, returns = maths.advantages_and_returns(
+        rewards, old.values, old.mask, config.gamma, config.lam
+    )
+    if config.whiten_advantages:
+        advantages = maths.whiten(advantages, old.mask)
+    return Rollouts(
+        prompts=ids,
+        completions=completions,
+        answers=[j[1] for j in judged],
+        correct=[j[2] for j in judged],
+        scores=scores,
+        mask=old.mask,
+        logprobs=old.logprobs,
+        ref_logprobs=ref.logprobs,
+        values=old.values,
+        advantages=advantages,
+        returns=returns,
+    )
+
+
+def _score(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    config: PPOConfig,
+    with_values: bool,
+) -> Scored:
+    """Scores in micro-batches like the update's, padded to one width."""
+    parts = [
+        score_completions(
+            policy,
+            prompts[start : start + config.micro_batch_size],
+            completions[start : start + config.micro_batch_size],
+            temperature=config.temperature,
+            share_prefix=config.share_prefix,
+            with_values=with_values,
+        )
+        for start in range(0, len(prompts), config.micro_batch_size)
+    ]
+    width = max(part.mask.shape[1] for part in parts)
+
+    def join(name: str) -> Tensor:
+        return torch.cat(
+            [torch.nn.functional.pad(getattr(p, name), (0, width - getattr(p, name).shape[1])) for p in parts]
+        )
+
+    return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"))
+
+
+def statistics(rollouts: Rollouts, task: Task, kl_coef: float) -> dict[str, float]:
+    """What to watch of a batch: reward, KL, entropy's proxy, answers."""
+    count = len(rollouts.completions)
+    k1 = maths.kl_k1(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
+    k3 = maths.kl_k3(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
+    stats = {
+        "train/reward": rollouts.scores.mean().item(),
+        "train/accuracy": sum(rollouts.correct) / count,
+        "train/unparsable": sum(a is None for a in rollouts.answers) / count,
+        "ppo/kl": k1.mean().item(),
+        "ppo/kl_k3": k3.mean().item(),
+        "ppo/kl_coef": kl_coef,
+        "ppo/completion_tokens": rollouts.mask.sum(1).mean().item(),
+        "ppo/explained_variance": maths.explained_variance(rollouts.values, rollouts.returns, rollouts.mask),
+    }
+    if task.verbalizers:
+        answered = Counter(a for a in rollouts.answers if a is not None)
+        for label, word in enumerate(task.verbalizers):
+            stats[f"answers/{word}"] = answered[label] / count
+    return stats

@@ -1,0 +1,117 @@
+"""The update: several epochs of clipped steps on one batch of rollouts."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import fields
+
+import torch
+
+from nlu_ppo.config import PPOConfig
+from nlu_ppo.models.policy import Policy
+from nlu_ppo.ppo import maths
+from nlu_ppo.ppo.forward import score_completions
+from nlu_ppo.ppo.rollout import Rollouts
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer finite; the last checkpoint is the last good state."""
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Rollouts,
+    config: PPOConfig,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """`ppo_epochs` passes over the rollouts, one optimizer step per minibatch.
+
+    Returns:
+        means over all steps of the losses and of the clip fractions, and `ppo/first_ratio_error`, the largest
+        |ratio - 1| of the first minibatch, which only rounding may move from 0.
+
+    Raises:
+        TrainingDivergedError: a loss or the gradient is NaN or infinite; the weights were not moved by it.
+    """
+    totals: dict[str, float] = defaultdict(float)
+    steps, first_ratio_error = 0, None
+    parameters = [p for _, p in policy.trainable()]
+    for _ in range(config.ppo_epochs):
+        order = torch.randperm(len(rollouts.completions), generator=generator).tolist()
+        for start in range(0, len(order), config.minibatch_size):
+            minibatch = order[start : start + config.minibatch_size]
+            optimizer.zero_grad(set_to_none=True)
+            tokens = rollouts.mask[minibatch].sum()
+            for rows in _micro_batches(rollouts, minibatch, config.micro_batch_size):
+                terms, ratio_error = _losses(policy, rollouts, rows, config)
+                loss = (
+                    terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
+                ) / tokens
+                loss.backward()
+                totals["ppo/loss"] += loss.item()
+                for item in fields(terms):
+                    totals[item.name] += (getattr(terms, item.name) / tokens).item()
+                if steps == 0:
+                    first_ratio_error = max(first_ratio_error or 0.0, ratio_error)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+            if not math.isfinite(totals["ppo/loss"]) or not torch.isfinite(norm):
+                raise TrainingDivergedError(
+                    f"PPO's loss or gradient is no longer finite (loss {totals['ppo/loss']:.4g}, gradient "
+                    f"norm {norm:.4g}): lower method.learning_rate, or set method.max_grad_norm"
+                )
+            optimizer.step()
+            totals["ppo/grad_norm"] += norm.item()
+            steps += 1
+    assert first_ratio_error is not None
+    return {
+        "ppo/loss": totals["ppo/loss"] / steps,
+        "ppo/policy_loss": totals["policy"] / steps,
+        "ppo/value_loss": totals["value"] / steps,
+        "ppo/entropy": totals["entropy"] / steps,
+        "ppo/clip_fraction": totals["policy_clipped"] / steps,
+        "ppo/value_clip_fraction": totals["value_clipped"] / steps,
+        "ppo/approx_kl": totals["approx_kl"] / steps,
+        "ppo/grad_norm": totals["ppo/grad_norm"] / steps,
+        "ppo/first_ratio_error": first_ratio_error,
+    }
+
+
+def _micro_batches(rollouts: Rollouts, rows: list[int], size: int) -> Iterator[list[int]]:
+    """Rows of similar length together: less padding, the same sum of gradients."""
+    rows = sorted(rows, key=lambda i: len(rollouts.prompts[i]))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _losses(
+    policy: Policy, rollouts: Rollouts, rows: list[int], config: PPOConfig
+) -> tuple[maths.LossTerms, float]:
+    new = score_completions(
+        policy,
+        [rollouts.prompts[i] for i in rows],
+        [rollouts.completions[i] for i in rows],
+        temperature=config.temperature,
+        share_prefix=config.share_prefix,
+    )
+    width = new.mask.shape[1]  # rows of this micro-batch may all be shorter than the batch's longest
+    old = {
+        name: getattr(rollouts, name)[rows, :width]
+        for name in ("logprobs", "values", "advantages", "returns")
+    }
+    terms = maths.loss_terms(
+        new.logprobs,
+        new.values,
+        new.entropy,
+        old["logprobs"],
+        old["values"],
+        old["advantages"],
+        old["returns"],
+        new.mask,
+        config.clip_range,
+        config.value_clip_range,
+    )
+    ratio_error = ((new.logprobs - old["logprobs"]).exp() - 1).abs().max().item()
+    return terms, ratio_error

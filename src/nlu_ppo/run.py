@@ -1,0 +1,292 @@
+"""A run: what it is (its key), where it lives (its folder), and its life from first line to result.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from nlu_ppo.config import Config, PPOConfig, TrainingConfig, ZeroShotConfig, key_fields
+from nlu_ppo.models.locate import fingerprint
+from nlu_ppo.tasks import get_task
+from nlu_ppo.tasks.splits import check_source, data_fingerprint
+from nlu_ppo.tracking.folder import RunFolder
+from nlu_ppo.tracking.mirror import Mirror
+
+if TYPE_CHECKING:
+    from nlu_ppo.evaluation import Evaluation
+
+ROOT = Path(__file__).parents[2]
+LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a grid: (task, model, method, reward, lora, seed), and where its results go."""
+
+    config: Config
+    key: str
+    folder: Path
+
+    @property
+    def trains(self) -> bool:
+        return isinstance(self.config.method, TrainingConfig)
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """The choices by group; `None` where the method doesn't use the group."""
+        c = self.config
+        return {
+            "task": c.task.name,
+            "model": c.model.name,
+            "method": c.method.name,
+            "reward": c.reward.name if isinstance(c.method, PPOConfig) else None,
+            "lora": c.lora.name if self.trains else None,
+        }
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """All that changes a run's result, and nothing else: what `key` hashes.
+
+    Settings of groups that the method doesn't use stay out, so that a zero-shot run is the same run under any
+    reward and any adapter. Files count by content, not by the folder they lie in.
+    """
+    method = config.method
+    trains, uses_train = isinstance(method, TrainingConfig), not isinstance(method, ZeroShotConfig)
+    task = get_task(config.task.name)
+    parts: dict[str, Any] = {
+        "task": key_fields(config.task),
+        "data": data_fingerprint(task, config.task, with_train=uses_train),
+        "model": key_fields(config.model),
+        "weights": fingerprint(config.model.path, config.model.revision),
+        "method": key_fields(method),
+        "eval": key_fields(config.eval),
+        "seed": config.seed,
+    }
+    if not uses_train:
+        parts["task"].pop("limit.train")
+    if not trains:
+        parts["task"].pop("selection")
+    if config.eval.decoding == "greedy":
+        parts["eval"].pop("temperature")
+    if trains:
+        parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
+    if isinstance(method, PPOConfig):
+        parts["reward"] = key_fields(config.reward)
+        if ".py:" in config.reward.name:
+            file = Path(config.reward.name.rpartition(":")[0])
+            parts["reward_file"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    for group in ("task", "model", "method", "eval", "lora", "reward"):
+        if group in parts:
+            parts[group] = {
+                k: v for k, v in parts[group].items() if not (k == "name" and group in ("lora", "model"))
+            }
+    return parts
+
+
+def run_key(config: Config) -> str:
+    """64 hexadecimal digits that stand for the run's identity."""
+    text = json.dumps(identity(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def subfolder(config: Config, key: str) -> str:
+    """Where a run lies below its study."""
+    return f"{config.task.name}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
+
+
+def build_run(config: Config, folder: Path) -> Run:
+    """Checks what needs no torch and no data, and names the run.
+
+    Raises:
+        UserError: task, source, model path or reward don't fit together.
+    """
+    task = get_task(config.task.name)
+    check_source(task, config.task)
+    if isinstance(config.method, TrainingConfig) and not task.trainable:
+        raise_not_trainable(task.name)
+    return Run(config, run_key(config), folder)
+
+
+def raise_not_trainable(name: str) -> None:
+    from nlu_ppo.errors import ConfigError
+
+    raise ConfigError(
+        f"task={name} has no training split: train on mnli (for ax) or rte (for axb, axg), or evaluate with "
+        f"method=zero_shot"
+    )
+
+
+# -- life cycle ----------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Where methods log: the run folder first, then its mirror."""
+
+    def __init__(self, folder: RunFolder, mirror: Mirror) -> None:
+        self.folder = folder
+        self._mirror = mirror
+        self._began = time.time()
+        self.best: dict[str, float] = {}
+
+    def log(self, step: int, examples: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl. `examples` (training examples so far) is the axis all methods share."""
+        line = {"step": step, "examples": examples, "seconds": round(time.time() - self._began, 3), **values}
+        self.folder.append_metrics(line)
+        self._mirror.metrics(line)
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Runs `run`, unless its folder says that it is finished. Returns what result.json holds.
+
+    A failure is written to the folder and to MLflow before it goes on to the caller.
+    """
+    folder = RunFolder(run.folder, run.key)
+    done = folder.open(run.config.overwrite)
+    try:
+        if done is not None:
+            print(f"already finished: {run.folder}")
+            return done
+        names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
+        tags = {k: str(v) for k, v in names.items() if v is not None}
+        params = {
+            k: v for k, v in {**tags, **key_fields(run.config.method)}.items() if k not in ("key", "name")
+        }
+        folder.begin(
+            {
+                "started": time.time(),
+                "host": socket.gethostname(),
+                "tags": tags,
+                "params": params,
+                "identity": identity(run.config),
+            },
+            yaml.safe_dump(dataclasses.asdict(run.config), sort_keys=False, allow_unicode=True),
+        )
+        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder, tags, params)
+        try:
+            result = _work(run, folder, Recorder(folder, mirror))
+        except BaseException as error:
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            failure = {
+                **run.names,
+                "status": status,
+                "seed": run.config.seed,
+                "error": f"{type(error).__name__}: {error}",
+            }
+            folder.finish(failure)
+            mirror.end(failure)
+            raise
+        folder.finish(result)
+        mirror.end(result)
+        return result
+    finally:
+        folder.close()
+
+
+def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
+    """Load, fit, evaluate: the part that needs torch."""
+    from nlu_ppo.evaluation import evaluate, majority_score
+    from nlu_ppo.methods import METHODS, Setting
+    from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
+    from nlu_ppo.progress import quiet_libraries
+    from nlu_ppo.prompting import Prompter
+    from nlu_ppo.tasks.splits import load_task
+
+    quiet_libraries()
+    config, clock = run.config, Stopwatch()
+    data = load_task(get_task(config.task.name), config.task)
+    lora = config.lora if run.trains else None
+    policy = load_policy(config.model, lora, config.seed, config.device)
+    prompter = Prompter(data.task, policy.tokenizer, config.model.layout)
+    setting = Setting(config, policy, prompter, data, recorder)
+    setting = setting.with_room_for_answers()
+    clock.lap("load")
+
+    setting = METHODS[config.method.name](setting)
+    if run.trains:
+        save_adapter(policy, folder.adapter)
+    clock.lap("fit")
+
+    evaluations = {
+        split: evaluate(policy, setting.prompter, examples, config.eval, config.seed, progress=split)
+        for split, examples in data.evaluation.items()
+    }
+    clock.lap("evaluate")
+    folder.write_predictions(p for e in evaluations.values() for p in e.predictions)
+    split, headline = next(iter(evaluations.items()))
+    trained = setting.examples_seen or headline.n
+    return {
+        "status": "finished",
+        **run.names,
+        "seed": config.seed,
+        **_headline(headline, evaluations),
+        "majority": majority_score(data.task, data.train_labels, data.evaluation[split]),
+        "best": recorder.best,
+        "seconds": clock.laps,
+        "samples_per_second": trained / max(clock.laps["fit" if run.trains else "evaluate"], 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(policy.device),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _headline(first: Evaluation, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The first split's numbers, and further splits' metrics under their own names."""
+    metrics = dict(first.metrics)
+    for split, other in list(evaluations.items())[1:]:
+        metrics |= {f"{split}/{k}": v for k, v in other.metrics.items()}
+    return {
+        "metrics": metrics,
+        "score": first.score,
+        "ci95": list(first.interval),
+        "n": first.n,
+        "unparsable": first.unparsable,
+        "shortened": first.shortened,
+        "likelihood_score": first.likelihood,
+    }
+
+
+class Stopwatch:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = round(now - self._last, 3), now
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` if it differs from it; `None` outside a checkout."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None

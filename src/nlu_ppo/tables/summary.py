@@ -1,0 +1,47 @@
+"""What a single run prints at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def before_and_after(folder: Path, result: Mapping[str, Any]) -> str:
+    """A few lines: score with interval, what training changed on the held-out slice, where everything is."""
+    low, high = result["ci95"]
+    lines = [
+        f"{result['task']} · {result['model']} · {result['method']} · seed {result['seed']}",
+        f"  score          {result['score']:6.1f}   95% interval {low:.1f} to {high:.1f}, n={result['n']}",
+    ]
+    first = _first_selection(folder)
+    if first is not None and "select_score" in result.get("best", {}):
+        best = result["best"]
+        lines += [
+            f"  before         {first:6.1f}   untrained, on the slice held out of train",
+            f"  after          {best['select_score']:6.1f}   at step {best['step']:.0f}, on the same slice",
+        ]
+    if result["likelihood_score"] is not None:
+        lines.append(f"  by likelihood  {result['likelihood_score']:6.1f}   most likely legal answer")
+    if result["majority"] is not None:
+        lines.append(f"  majority       {result['majority']:6.1f}   always the commonest training label")
+    unparsable = 100 * result["unparsable"] / result["n"]
+    lines.append(f"  unparsable     {unparsable:6.1f}   percent of the answers")
+    if result.get("shortened"):
+        lines.append(f"  shortened      {result['shortened']:6d}   prompts lost the end of a text to fit")
+    lines.append(f"  run folder     {folder}")
+    return "\n".join(lines)
+
+
+def _first_selection(folder: Path) -> float | None:
+    """The selection score before the first step."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8") as stream:
+        for text in stream:
+            line = json.loads(text)
+            if line["step"] == 0 and "select/score" in line:
+                return float(line["select/score"])
+    return None

@@ -1,0 +1,129 @@
+"""The examples of one run: training examples, the selection slice held out of them, evaluation splits."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nlu_ppo.config import TaskConfig
+from nlu_ppo.errors import ConfigError, DataError
+from nlu_ppo.tasks.readers import raw_files, read_split
+from nlu_ppo.tasks.record import Example, Label, Task
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's examples as one run uses them.
+
+    Attributes:
+        train: training examples, without the selection slice; empty if the task has none.
+        selection: the slice of train that model selection looks at; validation is only ever reported.
+        evaluation: split name to examples; the first split gives the run's score.
+        train_labels: labels of the whole train split, whatever the limit, for the majority row.
+    """
+
+    task: Task
+    train: list[Example]
+    selection: list[Example]
+    evaluation: Mapping[str, list[Example]]
+    train_labels: list[Label]
+
+
+def check_source(task: Task, config: TaskConfig) -> None:
+    """Raises ConfigError where task and source don't go together."""
+    generated = task.hub is None and task.raw is None
+    if generated != (config.source == "generated"):
+        legal = "generated" if generated else "hub or raw"
+        raise ConfigError(f"task.source={config.source} does not fit task={task.name}: use {legal}")
+
+
+def load_task(task: Task, config: TaskConfig) -> TaskData:
+    """Reads all splits that a run on `task` needs.
+
+    Raises:
+        DataError: a file is missing or malformed, or a split is empty.
+    """
+    check_source(task, config)
+    train = _read(task, "train", config) if task.trainable else []
+    evaluation = {split: _subset(_read(task, split, config), config.limit.eval) for split in task.eval_splits}
+    labels = [e.label for e in train if e.label is not None]
+    for split, examples in evaluation.items():
+        if any(e.label is None for e in examples):
+            raise DataError(
+                f"task {task.name}: split {split} has examples without a label, so it can't be scored"
+            )
+    kept, selection = _hold_out(train, config.selection)
+    return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels)
+
+
+def _read(task: Task, split: str, config: TaskConfig) -> list[Example]:
+    rows = read_split(
+        task, split, config.source, config.data_dir, config.on_bad_row, hub_path=config.hub_path
+    )
+    return list(rows)
+
+
+def _subset(examples: list[Example], limit: int | None) -> list[Example]:
+    """A fixed random subset in the order of the file: files sorted by label stay balanced when shortened."""
+    if limit is None or limit >= len(examples):
+        return examples
+    chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
+    return [examples[i] for i in chosen]
+
+
+def _hold_out(train: list[Example], size: int) -> tuple[list[Example], list[Example]]:
+    """Splits off `size` examples, at most a tenth; whole groups, so that no passage stands on both sides."""
+    size = min(size, len(train) // 10)
+    if size == 0:
+        return train, []
+    names = [str(e.group) if e.group is not None else e.id for e in train]
+    order = sorted(set(names))
+    random.Random(0).shuffle(order)
+    count, held = 0, set[str]()
+    sizes = dict.fromkeys(order, 0)
+    for name in names:
+        sizes[name] += 1
+    for name in order:
+        if count >= size:
+            break
+        held.add(name)
+        count += sizes[name]
+    return (
+        [e for e, name in zip(train, names, strict=True) if name not in held],
+        [e for e, name in zip(train, names, strict=True) if name in held],
+    )
+
+
+def data_fingerprint(task: Task, config: TaskConfig, with_train: bool) -> str:
+    """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision."""
+    splits = [*(["train"] if with_train and task.trainable else []), *task.eval_splits]
+    if config.source == "raw":
+        return _hash_files(raw_files(task, splits, str(config.data_dir)))
+    if config.source == "hub":
+        assert task.hub is not None
+        if config.hub_path and Path(config.hub_path).is_dir():
+            return _hash_files(sorted(Path(config.hub_path).glob(f"{task.hub.config}/*.parquet")))
+        return f"hub:{config.hub_path or task.hub.path}/{task.hub.config}@{task.hub.revision}"
+    return _hash_examples(read_split(task, split, "generated") for split in splits)
+
+
+def _hash_files(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():  # a missing one gets its error from the reader, with line and advice
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_examples(splits: Iterable[Iterable[Example]]) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        for example in split:
+            digest.update(repr((example.id, sorted(example.fields.items()), example.label)).encode())
+    return f"sha256:{digest.hexdigest()}"

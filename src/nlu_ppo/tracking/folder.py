@@ -1,0 +1,147 @@
+"""The run folder: what a run writes, and in which order, so that a crash at any moment loses nothing.
+
+`result.json` comes last and atomically: a run is finished if and only if it says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nlu_ppo.errors import RunFolderError
+
+IGNORED = {".lock", ".hydra"}  # what other programs may have put there before the run began
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes `path` so that a reader sees the old text or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def jsonable(value: Any) -> Any:
+    """Tuples become lists; NaN and infinities become null, which is what JSON has for them."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.key = key
+        self._lock = FileLock(path / ".lock")
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    # -- life cycle ---------------------------------------------------------------------------------------
+
+    def open(self, overwrite: bool = False) -> dict[str, Any] | None:
+        """Takes hold of the folder.
+
+        Returns:
+            the result of the run if it is finished already, else `None`.
+
+        Raises:
+            RunFolderError: another process holds it, or it belongs to another run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunFolderError(f"{self.path}: another process is at work on this run") from None
+        held = [p for p in self.path.iterdir() if p.name not in IGNORED]
+        if held and overwrite:
+            for entry in held:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            held = []
+        record = self.read_json("run.json")
+        if held and record.get("key") != self.key:
+            whose = f"run {record['key'][:8]}" if "key" in record else "something that is no run of ours"
+            self.close()
+            raise RunFolderError(
+                f"{self.path} already holds {whose}, and this is run {self.key[:8]}: choose another folder "
+                f"(hydra.run.dir=DIR), or replace what is there with overwrite=true"
+            )
+        result = self.read_json("result.json")
+        return result if result.get("status") == "finished" else None
+
+    def begin(self, record: Mapping[str, Any], config_yaml: str) -> None:
+        """Writes who this run is. What an earlier, unfinished attempt said of its end goes away."""
+        (self.path / "result.json").unlink(missing_ok=True)
+        write_atomic(self.path / "config.yaml", config_yaml)
+        self.update_record({**record, "key": self.key})
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The last file that a run writes."""
+        text = json.dumps(jsonable({"key": self.key, **result}), indent=1, ensure_ascii=False)
+        write_atomic(self.path / "result.json", text + "\n")
+
+    def close(self) -> None:
+        self._lock.release()
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder; empty if it isn't there.
+
+        Raises:
+            RunFolderError: it is there and can't be read.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunFolderError(
+                f"{path} is damaged ({error}): remove it, or start over with overwrite=true"
+            ) from error
+
+    def update_record(self, values: Mapping[str, Any]) -> None:
+        """Adds to `run.json`, what a resumed run has to know of its earlier attempts."""
+        record = {**self.read_json("run.json"), **values}
+        write_atomic(self.path / "run.json", json.dumps(jsonable(record), indent=1) + "\n")
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(jsonable(line)) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn by a crash
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forgets what was logged after `step`, where a resumed run goes on."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(jsonable(p), ensure_ascii=False) + "\n" for p in predictions)
+        write_atomic(self.path / "predictions.jsonl", text)

@@ -1,0 +1,439 @@
+"""Tables and plots of run folders that the tests write themselves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nlu_ppo.tables import Cell, build_table, collect, compare, summarize, to_csv, to_markdown
+from nlu_ppo.tables.__main__ import main
+from nlu_ppo.tables.collect import read_curve
+from nlu_ppo.tables.order import cell_order
+from nlu_ppo.tables.plots import learning_curves, mean_curve, score_bars
+
+
+def write_run(
+    outputs: Path,
+    method: str = "sft",
+    seed: int = 0,
+    *,
+    task: str = "rte",
+    model: str = "tiny",
+    key: str | None = None,
+    correct: list[int | float | None] | None = None,
+    groups: list | None = None,
+    curve: list[tuple[int, float]] = (),
+    study: str = "demo",
+    **changes,
+) -> Path:
+    """A finished run; `changes` replace keys of `result.json`, `None` included."""
+    key = key or f"{zlib.crc32(repr((method, seed, task, model, changes)).encode()):08x}"
+    folder = outputs / study / task / model / method / f"{seed}-{key}"
+    folder.mkdir(parents=True)
+    correct = [1, 0, 1, 1] if correct is None else correct
+    score = 100 * float(np.mean([c or 0 for c in correct]))
+    result = {
+        "key": key * 4,
+        "status": "finished",
+        "task": task,
+        "model": model,
+        "method": method,
+        "reward": "label" if method == "ppo" else None,
+        "lora": "paper" if method in ("sft", "ppo") else None,
+        "seed": seed,
+        "metrics": {"accuracy": score / 100},
+        "score": score,
+        "ci95": [max(0.0, score - 10), min(100.0, score + 10)],
+        "n": len(correct),
+        "unparsable": 1,
+        "majority": 55.0,
+        "likelihood_score": score + 2,
+        "seconds": {"load": 100.0, "fit": 20.0, "evaluate": 4.0},
+        "samples_per_second": 12.5,
+        "peak_memory_bytes": 10**9,
+        "versions": {},
+        "commit": "0" * 40,
+    } | changes
+    (folder / "result.json").write_text(json.dumps(result))
+    predictions = [
+        {"id": f"validation-{i}", "completion": "x", "label": 1, "reference": 1, "correct": c}
+        | ({} if groups is None else {"group": groups[i]})
+        for i, c in enumerate(correct)
+    ]
+    write_lines(folder / "predictions.jsonl", predictions)
+    lines = [{"step": i, "examples": x, "seconds": 1.0, "select/score": y} for i, (x, y) in enumerate(curve)]
+    write_lines(folder / "metrics.jsonl", lines)
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def records(table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(table))))
+
+
+def line_of(table, *words: str) -> list[str]:
+    """The cells of the one Markdown line that holds all words."""
+    lines = [
+        li for li in to_markdown(table).splitlines() if li.startswith("|") and all(w in li for w in words)
+    ]
+    assert len(lines) == 1, lines
+    return [cell.strip() for cell in lines[0].strip("|").split("|")]
+
+
+class TestCollect:
+    def test_finished(self, tmp_path):
+        folder = write_run(tmp_path, "ppo", 3)
+        study = collect(tmp_path, "demo")
+        (run,) = study.runs
+        assert (run.folder, run.seed) == (folder, 3)
+        assert run.cell == Cell("rte", "tiny", "ppo", "label", "paper")
+        assert (run.score, run.ci95, run.n, run.unparsable) == (75.0, (65.0, 85.0), 4, 1)
+        assert run.seconds == 24.0  # fit and evaluate, not load
+        assert (study.problems, study.notes) == ((), ())
+
+    def test_no_study(self, tmp_path):
+        study = collect(tmp_path, "nothing")
+        assert (study.runs, study.problems) == ((), ())
+
+    def test_newest_of_duplicates_wins_and_says_so(self, tmp_path):
+        old = write_run(tmp_path, key="ffffffff", score=10.0)
+        new = write_run(tmp_path, key="00000000", score=90.0)
+        os.utime(old / "result.json", (1000, 1000))
+        os.utime(new / "result.json", (2000, 2000))
+        study = collect(tmp_path, "demo")
+        assert [run.score for run in study.runs] == [90.0]
+        (note,) = study.notes
+        assert "0-00000000, is shown, not 0-ffffffff" in note
+
+    def test_failed_and_unfinished(self, tmp_path):
+        write_run(
+            tmp_path, seed=0, status="failed", error="Traceback ...\n  File x\nOutOfMemoryError: 3 GiB\n"
+        )
+        write_run(tmp_path, seed=1, status="running")
+        bare = write_run(tmp_path, seed=2, curve=[(8, 50.0), (16, 60.0)])
+        (bare / "result.json").unlink()
+        study = collect(tmp_path, "demo")
+        assert study.runs == ()
+        told = {problem.seed: (problem.status, problem.error) for problem in study.problems}
+        assert told == {
+            0: ("failed", "OutOfMemoryError: 3 GiB"),
+            1: ("unfinished", "result.json says running"),
+            2: ("unfinished", "no result.json; last recorded step 1"),
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ('{"status": "fini', "result.json"),
+            ("", "result.json"),
+            ("[]", "not a JSON object"),
+            ('{"status": "finished"}', "without a score"),
+            ('{"status": "finished", "score": NaN}', "score is nan"),
+            ('{"status": "finished", "score": "81"}', "score is '81'"),
+            ('{"status": "finished", "score": 81, "ci95": [80]}', "ci95"),
+            ('{"status": "finished", "score": 81, "n": 0}', "nothing was evaluated"),
+            ('{"status": "finished", "score": 81, "seconds": 3}', "seconds"),
+            ('{"status": "finished", "score": 81, "task": 7}', "task is 7"),
+            ('{"status": "done"}', "unknown status 'done'"),
+            ("{}", "unknown status None"),
+        ],
+    )
+    def test_broken_is_reported(self, tmp_path, text, reason):
+        folder = write_run(tmp_path)
+        (folder / "result.json").write_text(text)
+        study = collect(tmp_path, "demo")
+        assert study.runs == ()
+        (problem,) = study.problems
+        assert (problem.status, problem.folder) == ("broken", folder)
+        assert reason in problem.error
+
+    def test_wrong_bytes_are_reported(self, tmp_path):
+        (write_run(tmp_path) / "result.json").write_bytes(b"\xff\xfe\x00")
+        assert [p.status for p in collect(tmp_path, "demo").problems] == ["broken"]
+
+    def test_other_folders_are_no_runs(self, tmp_path):
+        folder = write_run(tmp_path)
+        (folder.parent / ".hydra").mkdir()
+        (folder / "checkpoints" / "step").mkdir(parents=True)
+        (tmp_path / "demo" / "tables").mkdir()
+        study = collect(tmp_path, "demo")
+        assert (len(study.runs), study.problems) == (1, ())
+
+    def test_sparse_result(self, tmp_path):
+        folder = write_run(tmp_path)
+        (folder / "result.json").write_text('{"status": "finished", "score": 50}')
+        (run,) = collect(tmp_path, "demo").runs
+        assert run.cell == Cell("rte", "tiny", "sft")
+        assert (run.seed, run.score, run.ci95, run.seconds) == (0, 50.0, None, None)
+
+    def test_curve_of_a_resumed_run(self, tmp_path):
+        folder = write_run(tmp_path)
+        text = (
+            '{"step": 0, "examples": 0, "select/score": 40}\n'
+            '{"step": 1, "examples": 8, "train/loss": 1.0}\n'
+            '{"step": 2, "examples": 16, "select/score": 50}\n'
+            '{"step": 3, "examples": 24, "select/sc\n'  # cut off here, resumed from step 1
+            '{"step": 2, "examples": 16, "select/score": 55}\n'
+            '{"step": 3, "examples": 24, "select/score": NaN}\n'
+            '{"step": 4, "examples": 32, "select/score": 60}\n'
+        )
+        (folder / "metrics.jsonl").write_text(text)
+        (run,) = collect(tmp_path, "demo").runs
+        assert read_curve(run, "select/score") == [(0, 40), (16, 55), (32, 60)]
+
+
+class TestTable:
+    def test_mean_over_seeds(self, tmp_path):
+        for seed, score in enumerate([70.0, 72.0, 77.0]):
+            write_run(tmp_path, seed=seed, score=score, ci95=[score - 6, score + 3])
+        table = build_table(collect(tmp_path, "demo"))
+        cells = line_of(table, "sft")
+        assert cells[:5] == ["rte", "sft", "73.0 ± 3.6", "67.0 to 76.0", "n=3"]
+        assert cells[5:8] == ["25.0", "77.0", "55.0"]
+        assert cells[-2:] == ["24.0", "12.5"]
+
+    def test_natural_order(self, tmp_path):
+        for task in ("wic", "cola", "my_task", "rte"):
+            for method in ("rloo", "ppo", "few_shot", "grpo", "sft", "zero_shot"):
+                write_run(tmp_path, method, task=task)
+        table = build_table(collect(tmp_path, "demo"))
+        methods = ["majority", "zero_shot", "few_shot", "sft", "ppo", "grpo", "rloo"]
+        expected = [(task, method) for task in ("cola", "rte", "wic", "my_task") for method in methods]
+        assert [(row.cell.task, row.cell.method) for row in table.rows] == expected
+
+    def test_models_sort_by_number(self):
+        cells = [Cell("rte", model, "sft") for model in ("qwen", "llama2_13b", "llama2_7b")]
+        assert [c.model for c in sorted(cells, key=cell_order)] == ["llama2_7b", "llama2_13b", "qwen"]
+
+    def test_majority_row(self, tmp_path):
+        write_run(tmp_path)
+        cells = line_of(build_table(collect(tmp_path, "demo")), "majority |", "rte")
+        assert cells == ["rte", "majority", "55.0", "-", "-", "-", "-", "55.0", "-", "-"]
+
+    def test_columns_appear_where_they_tell_apart(self, tmp_path):
+        write_run(tmp_path, "zero_shot")
+        write_run(tmp_path, "ppo")
+        assert build_table(collect(tmp_path, "demo")).fields == ()
+        write_run(tmp_path, "ppo", reward="graded")
+        write_run(tmp_path, "ppo", model="other")
+        table = build_table(collect(tmp_path, "demo"))
+        assert table.fields == ("model", "reward")
+        assert line_of(table, "graded")[:4] == ["rte", "tiny", "ppo", "graded"]
+        assert line_of(table, "zero_shot |", "tiny")[:4] == ["rte", "tiny", "zero_shot", "-"]
+
+    def test_missing_is_a_dash_never_zero(self, tmp_path):
+        write_run(tmp_path, ci95=None, unparsable=None, likelihood_score=None, seconds=None, majority=None)
+        table = build_table(collect(tmp_path, "demo"))
+        assert line_of(table, "sft") == ["rte", "sft", "75.0", "-", "n=1", "-", "-", "-", "-", "12.5"]
+        (majority, sft) = records(table)
+        assert (
+            majority["score"] == sft["ci_low"] == sft["seconds"] == sft["p_value"] == sft["deviation"] == "-"
+        )
+
+    def test_unfinished_seeds_are_counted(self, tmp_path):
+        write_run(tmp_path, seed=0)
+        write_run(tmp_path, seed=1)
+        (write_run(tmp_path, seed=2) / "result.json").unlink()
+        write_run(tmp_path, "ppo", status="failed", error="boom")
+        table = build_table(collect(tmp_path, "demo"))
+        assert line_of(table, "sft")[2:5] == ["75.0 ± 0.0", "65.0 to 85.0", "n=2/3"]
+        assert line_of(table, "| ppo")[2:] == ["-", "-", "n=0/1", *["-"] * 5]
+        assert any("failed" in problem and "boom" in problem for problem in table.problems)
+        assert "boom" in to_markdown(table)
+
+    def test_a_repeated_failure_is_one_seed(self, tmp_path):
+        write_run(tmp_path, seed=0, key="aaaaaaaa", status="failed", error="boom")
+        write_run(tmp_path, seed=0, key="bbbbbbbb")
+        assert line_of(build_table(collect(tmp_path, "demo")), "sft")[4] == "n=1"
+
+    def test_a_run_that_could_be_of_several_cells_counts_for_none(self, tmp_path):
+        write_run(tmp_path, "ppo", 0)
+        write_run(tmp_path, "ppo", 0, reward="graded")
+        (write_run(tmp_path, "ppo", 1) / "result.json").unlink()
+        table = build_table(collect(tmp_path, "demo"))
+        assert [(row.seeds, row.expected) for row in table.rows[1:]] == [(1, 1), (1, 1)]
+        assert len(table.problems) == 1
+
+    def test_expected_seeds_complete_the_grid(self, tmp_path):
+        write_run(tmp_path, "sft", task="rte")
+        write_run(tmp_path, "zero_shot", task="rte")
+        write_run(tmp_path, "sft", task="cb")
+        study = collect(tmp_path, "demo")
+        table = build_table(study, expect_seeds=3)
+        assert line_of(table, "cb", "| zero_shot")[2:5] == ["-", "-", "n=0/3"]
+        assert line_of(table, "rte", "sft")[4] == "n=1/3"
+        assert len(summarize(study)[0]) == len(summarize(study, 3)[0]) - 1
+
+    def test_other_sizes_are_noted(self, tmp_path):
+        write_run(tmp_path, "sft", majority=50.0)
+        write_run(tmp_path, "ppo", correct=[1] * 6, majority=60.0)
+        table = build_table(collect(tmp_path, "demo"))
+        assert any("4 or 6 examples" in note for note in table.notes)
+        assert line_of(table, "majority |", "rte")[2] == "60.0"
+
+    def test_pipes_and_brackets_in_names(self, tmp_path):
+        write_run(tmp_path, lora="a|b")
+        write_run(tmp_path, lora="[red]x")
+        assert "a\\|b" in to_markdown(build_table(collect(tmp_path, "demo")))
+
+
+class TestCompare:
+    def test_one_seed_is_mcnemar(self, tmp_path):
+        write_run(tmp_path, "zero_shot", correct=[0] * 8 + [1] * 2 + [1] * 10)
+        write_run(tmp_path, "sft", correct=[1] * 8 + [0] * 2 + [1] * 10)
+        table = build_table(collect(tmp_path, "demo"))
+        assert line_of(table, "sft")[8] == "+30.0 (p=0.109)"
+        assert line_of(table, "| zero_shot |", "rte")[8] == "-"
+        sft = records(table)[-1]
+        assert (sft["difference"], sft["p_value"], sft["n_compared"]) == ("30", "0.109375", "20")
+
+    def test_seeds_don_t_multiply_examples(self, tmp_path):
+        for seed in range(3):
+            write_run(tmp_path, "zero_shot", seed, correct=[0] * 4 + [1] * 4)
+            write_run(tmp_path, "sft", seed, correct=[1] * 8)
+        comparisons, notes = compare(collect(tmp_path, "demo"))
+        (comparison,) = comparisons.values()
+        assert comparison.seeds == 3
+        assert comparison.test.n == 8
+        assert comparison.test.p_value == pytest.approx(2 / 2**4)
+        assert notes == []
+
+    def test_missing_seed_of_zero_shot(self, tmp_path):
+        write_run(tmp_path, "zero_shot", 0, correct=[0] * 4)
+        write_run(tmp_path, "sft", 0, correct=[1] * 4)
+        write_run(tmp_path, "sft", 1, correct=[1] * 4)
+        comparisons, (note,) = compare(collect(tmp_path, "demo"))
+        (comparison,) = comparisons.values()
+        assert comparison.seeds == 2
+        assert "1 runs (seeds 1 of rte)" in note
+
+    def test_only_common_ids_with_the_same_reference(self, tmp_path):
+        write_run(tmp_path, "zero_shot", correct=[0, 0, 0, 0])
+        folder = write_run(tmp_path, "sft", correct=[1, 1, 1, 1, 1, 1])
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        rows[0]["reference"] = 0
+        write_lines(folder / "predictions.jsonl", rows)
+        comparisons, notes = compare(collect(tmp_path, "demo"))
+        assert next(iter(comparisons.values())).test.n == 3
+        assert any("1 examples have another reference" in note for note in notes)
+
+    def test_groups(self, tmp_path):
+        groups = [[0, 1], [0, 1], [0, 2], [0, 2]]  # JSON has no tuples
+        write_run(tmp_path, "zero_shot", correct=[0] * 4, groups=groups)
+        write_run(tmp_path, "sft", correct=[1] * 4, groups=groups)
+        comparisons, _ = compare(collect(tmp_path, "demo"))
+        assert next(iter(comparisons.values())).test.p_value == pytest.approx(0.5)
+
+    def test_nothing_to_compare(self, tmp_path):
+        write_run(tmp_path, "zero_shot", correct=[None] * 4)  # regression: no right and wrong
+        write_run(tmp_path, "sft", correct=[None] * 4)
+        write_run(tmp_path, "sft", task="cb")  # no zero-shot run
+        (write_run(tmp_path, "zero_shot", task="wic") / "predictions.jsonl").unlink()
+        write_run(tmp_path, "sft", task="wic")
+        study = collect(tmp_path, "demo")
+        assert compare(study) == ({}, [])
+        assert "vs zero_shot" not in to_markdown(build_table(study))
+
+
+class TestPlots:
+    def test_mean_curve_over_common_range(self):
+        x, mean, deviation = mean_curve([[(0, 10), (10, 20), (20, 30)], [(5, 20), (15, 40)]])
+        assert x.tolist() == [5, 10, 15]
+        assert mean.tolist() == [17.5, 25.0, 32.5]
+        assert deviation == pytest.approx(np.array([5, 10, 15]) / np.sqrt(2))
+
+    def test_mean_curve_of_one_seed_and_of_none_in_common(self):
+        x, mean, deviation = mean_curve([[(0, 1.0), (4, 2.0)]])
+        assert (x.tolist(), mean.tolist(), deviation) == ([0, 4], [1.0, 2.0], None)
+        assert mean_curve([[(0, 1.0)], [(4, 2.0)]])[0].tolist() == []
+
+    def test_files(self, tmp_path):
+        write_run(tmp_path, "zero_shot")
+        for seed in (0, 1):
+            write_run(tmp_path, "ppo", seed, curve=[(0, 50.0), (64, 60.0 + seed)])
+        write_run(tmp_path, "sft", status="failed", error="boom")
+        write_run(tmp_path, "sft", task="cola", score=-3.0, ci95=[-9.0, 4.0])
+        study = collect(tmp_path, "demo")
+        rows = build_table(study).rows
+        assert learning_curves(study, rows, tmp_path / "curves.png")
+        score_bars(study, rows, tmp_path / "bars.png")
+        for name in ("curves.png", "bars.png"):
+            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+    def test_no_curves_no_file(self, tmp_path):
+        write_run(tmp_path, "zero_shot")
+        study = collect(tmp_path, "demo")
+        assert not learning_curves(study, build_table(study).rows, tmp_path / "curves.png")
+        assert not (tmp_path / "curves.png").exists()
+
+
+class TestCommand:
+    def test_writes_and_prints(self, tmp_path, capsys):
+        write_run(tmp_path, "zero_shot")
+        write_run(tmp_path, "sft", curve=[(0, 50.0), (64, 70.0)])
+        write_run(tmp_path, "ppo", status="failed", error="ValueError: NaN in the loss")
+        assert main(["demo", "--outputs", str(tmp_path), "--expect-seeds", "2"]) == 0
+        printed = capsys.readouterr().out
+        assert "likelihood" in printed
+        assert "n=1/2" in printed
+        assert "failed" in printed
+        assert "ValueError: NaN in the loss" in printed
+        for name in ("table.md", "table.csv", "learning_curves.png", "scores.png"):
+            path = tmp_path / "demo" / "tables" / name
+            assert path.stat().st_size > 0
+            assert str(path) in printed
+
+    def test_without_curves(self, tmp_path, capsys):
+        write_run(tmp_path, "zero_shot")
+        stale = tmp_path / "demo" / "tables" / "learning_curves.png"
+        stale.parent.mkdir()
+        stale.write_text("of an earlier call")
+        assert main(["demo", "--outputs", str(tmp_path)]) == 0
+        assert "no learning_curves.png" in capsys.readouterr().out
+        assert not stale.exists()
+
+    def test_no_finished_runs(self, tmp_path, capsys):
+        write_run(tmp_path, status="failed", error="boom")
+        write_run(tmp_path, study="other")
+        assert main(["demo", "--outputs", str(tmp_path)]) == 1
+        captured = capsys.readouterr()
+        assert "boom" in captured.out
+        assert f"no finished run in {tmp_path / 'demo'}" in captured.err
+        assert "make sweep NAME=demo" in captured.err
+        assert "other" in captured.err
+        assert main(["absent", "--outputs", str(tmp_path)]) == 1
+        assert f"no folder {tmp_path / 'absent'}" in capsys.readouterr().err
+
+    def test_wrong_option(self, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            main(["demo", "--expect-seeds", "0"])
+        assert "from 1 up" in capsys.readouterr().err
+
+    def test_through_a_pipe(self, tmp_path):
+        # No terminal, no width, no Unicode: the whole table must still come out.
+        write_run(tmp_path, "zero_shot")
+        write_run(tmp_path, "sft", 0)
+        write_run(tmp_path, "sft", 1)
+        environment = {**os.environ, "COLUMNS": "40", "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(
+            [sys.executable, "-m", "nlu_ppo.tables", "demo", "--outputs", str(tmp_path)],
+            capture_output=True,
+            encoding="ascii",
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "75.0 ? 0.0" in done.stdout
+        assert "65.0 to 85.0" in done.stdout
+        assert "samples/s" in done.stdout
