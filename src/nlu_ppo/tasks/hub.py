@@ -62,11 +62,10 @@ def hub_rows(
 
 
 def _parquet_files(folder: Path, config: str, split: str) -> list[str]:
-    for place in (folder / config, folder):
-        files = sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
-        if files:
-            return [str(file) for file in files]
-    return []
+    place = folder / config
+    return [
+        str(file) for file in sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
+    ]
 
 
 def _located(data: Any, place: str) -> Iterator[Located]:
