@@ -22,7 +22,7 @@ SHAPE = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 48,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 1024,
 }
 
 

@@ -92,6 +92,11 @@ class ModelConfig:
     name: str = option(MISSING, "short name, used in folders and tables")
     path: str = option(MISSING, "hub id or local directory (contents count, not its name); `tiny` is shipped")
     revision: str | None = option(None, "commit or tag on the hub")
+    adapter: str | None = option(
+        None,
+        "an adapter folder to start from, merged into the weights (contents count, not its name)",
+        key=False,
+    )
     layout: str = option("plain", "prompt layout", choices=("plain", "chat"))
     dtype: str = option(
         "auto",
