@@ -1,6 +1,9 @@
 """Fixtures shared by all tests."""
 
 import os
+
+# Workers share the cores (pytest -n): threads that wait for each other would cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest

@@ -7,6 +7,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from connecting import connect_and_create
 from mlflow.tracking import MlflowClient
 from test_runs import lines, start
 
@@ -65,15 +66,10 @@ def test_a_lost_server_stops_nothing_and_sync_brings_the_run_over(
     assert len(client.get_metric_history(run.info.run_id, "train/reward")) == 4
 
 
-def _connect(outputs: Path) -> str:
-    client, experiment = connect(TrackingConfig(experiment="tests"), outputs)
-    return client.create_run(experiment).info.run_id
-
-
 def test_processes_that_start_together_share_a_new_database(tmp_path: Path) -> None:
     """Without the lock, parallel migrations of a new SQLite file lose most of the runs."""
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        ids = pool.map(_connect, [tmp_path] * 4)
+        ids = pool.map(connect_and_create, [tmp_path] * 4)
     client = MlflowClient(tracking_uri=default_uri(tmp_path))
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
