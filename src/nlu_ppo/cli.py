@@ -119,6 +119,8 @@ def command_line(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its own message and exits in our stead
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
         main()
     except RunFailedError as failed:

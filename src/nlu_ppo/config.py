@@ -7,7 +7,8 @@ composes, `to_config` checks ranges and choices right after, and nothing below `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,8 +82,9 @@ class TaskConfig:
 class LearningRateConfig:
     """Learning rates that fit this model; the methods take theirs from here."""
 
-    sft: float = option(9e-6, "learning rate of supervised fine-tuning", low=0)
-    ppo: float = option(9e-6, "learning rate of PPO", low=0)
+    # not in the key: what counts is the rate that the method took, its own `learning_rate`
+    sft: float = option(9e-6, "learning rate of supervised fine-tuning", low=0, key=False)
+    ppo: float = option(9e-6, "learning rate of PPO", low=0, key=False)
 
 
 @dataclass
@@ -299,14 +301,26 @@ def to_config(tree: DictConfig) -> Config:
         ConfigError: a mandatory value is missing, or a value lies outside its range or choices.
     """
     names = [item.name for item in dataclasses.fields(Config)]
-    # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
-    groups = [name for name in names if OmegaConf.is_config(tree._get_node(name))]
-    missing = sorted(f"{name}.{key}" for name in groups for key in OmegaConf.missing_keys(tree[name]))
+    left_out = [name for name in names if name not in list(tree)]
+    if left_out:  # `~name` on the command line
+        raise ConfigError(f"{', '.join(left_out)} can't be left out")
+    missing = sorted(_missing(tree, names))
     if missing:
         raise ConfigError(f"no value given for {', '.join(missing)}: say for instance {missing[0]}=...")
+    # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
     config = Config(**{name: _to_object(tree, name) for name in names})
     check(config)
     return config
+
+
+def _missing(node: Any, names: Iterable[str], prefix: str = "") -> Iterator[str]:
+    """Dotted keys that still are `???`. What is made of them by interpolation is not counted again."""
+    for name in names:
+        child = node._get_node(name)
+        if isinstance(child, DictConfig):
+            yield from _missing(child, [str(key) for key in child], f"{prefix}{name}.")
+        elif child is not None and child._value() == "???":
+            yield prefix + name
 
 
 def _to_object(tree: DictConfig, name: str) -> Any:
@@ -333,9 +347,11 @@ def check(config: Config) -> None:
         choices = item.metadata.get("choices")
         if choices and value not in choices:
             raise ConfigError(f"{key}={value} is no choice: take one of {', '.join(choices)}")
-        if low is not None and not value >= low:  # `not >=` also catches NaN
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value} is out of range: it must be a finite number")
+        if low is not None and value < low:
             raise ConfigError(f"{key}={value} is out of range: it must be at least {low:g}")
-        if high is not None and not value <= high:
+        if high is not None and value > high:
             raise ConfigError(f"{key}={value} is out of range: it must be at most {high:g}")
     method = config.method
     if isinstance(method, PPOConfig) and method.batch_size % method.minibatch_size:

@@ -108,8 +108,6 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     parent, _, wrong = key.rpartition(".")
     prefix = f"{parent}." if parent else ""
     known = _names(error)
-    if wrong in known:  # `~key` took it away
-        return f"{key} can't be left out"
     hint = _did_you_mean(wrong, known, prefix) or _elsewhere(wrong, parent)
     there = f" There is: {', '.join(sorted(known))}." if known else ""
     return f"unknown key {key}.{hint}{there}"

@@ -41,7 +41,7 @@ def fingerprint(path: str, revision: str | None) -> str:
     if not folder.is_dir():
         return f"hub:{where}@{revision or 'main'}"
     digest = hashlib.sha256()
-    wanted = (".json", ".safetensors", ".model", ".txt", ".jinja")
+    wanted = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
     for file in sorted(p for p in folder.iterdir() if p.suffix in wanted and p.name != "report.json"):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
