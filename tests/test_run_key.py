@@ -56,7 +56,6 @@ GROUPS = {  # which groups a method's result depends on
     "sft": {"task", "model", "method", "eval", "lora"},
     "ppo": {"task", "model", "method", "eval", "lora", "reward"},
 }
-NAMES = {"model.name", "lora.name"}  # for people
 
 
 def counted_fields() -> list[tuple[str, str]]:
@@ -65,9 +64,7 @@ def counted_fields() -> list[tuple[str, str]]:
     for method in METHODS:
         for name, item, _ in walk(base(method)):
             group = name.partition(".")[0]
-            skipped = name in NAMES or (
-                method == "zero_shot" and name in ("task.limit.train", "task.selection")
-            )
+            skipped = method == "zero_shot" and name in ("task.limit.train", "task.selection")
             used = group in GROUPS[method] or name == "seed"
             if item.metadata["key"] and used and not skipped:
                 found.append((method, name))

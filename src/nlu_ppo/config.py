@@ -91,7 +91,7 @@ class LearningRateConfig:
 class ModelConfig:
     """Which base model, and how it is loaded and prompted."""
 
-    name: str = option(MISSING, "short name, used in folders and tables")
+    name: str = option(MISSING, "short name, used in folders and tables", key=False)
     path: str = option(MISSING, "hub id or local directory (contents count, not its name); `tiny` is shipped")
     revision: str | None = option(None, "commit or tag on the hub")
     layout: str = option("plain", "prompt layout", choices=("plain", "chat"))
@@ -213,7 +213,7 @@ class RewardConfig:
 class LoraConfig:
     """Low-rank adapters, or full fine-tuning."""
 
-    name: str = option(MISSING, "short name, used in tables")
+    name: str = option(MISSING, "short name, used in tables", key=False)
     enabled: bool = option(True, "false trains all weights")
     r: int = option(16, "rank", low=1)
     alpha: float = option(32.0, "scale numerator", low=0)

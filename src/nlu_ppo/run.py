@@ -88,8 +88,6 @@ def identity(config: Config) -> dict[str, Any]:
         if method.kl_controller == "fixed":
             for name in ("kl_target", "kl_horizon"):
                 parts["method"].pop(name)
-    for group in ("lora", "model"):  # their names are for people
-        parts.get(group, {}).pop("name", None)
     return parts
 
 
