@@ -46,6 +46,12 @@ def test_every_method_composes_with_every_kind_of_task(method, task):
     assert type(config.method) is METHOD_SCHEMAS[method]
 
 
+@pytest.mark.parametrize("method", sorted(METHOD_SCHEMAS))
+def test_three_keys_shorten_any_run(method):
+    short = ["task.limit.train=8", "task.limit.eval=8", "method.max_steps=2"]
+    assert config_of(f"method={method}", *short).method.max_steps == 2
+
+
 @pytest.mark.parametrize("study", STUDY_NAMES)
 def test_every_cell_of_every_study_composes(study):
     cells = every_cell(study)

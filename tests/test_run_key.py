@@ -20,8 +20,8 @@ from nlu_ppo.run import build_run, identity, run_key
 
 METHODS = sorted(METHOD_SCHEMAS)
 UNUSED = {  # what a method doesn't use, beyond the groups below
-    "zero_shot": ["task.limit.train=7", "task.selection=3"],
-    "few_shot": [],
+    "zero_shot": ["task.limit.train=7", "task.selection=3", "method.max_steps=3"],
+    "few_shot": ["method.max_steps=3"],
     "sft": [],
     "ppo": [],
 }

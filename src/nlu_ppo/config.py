@@ -113,6 +113,8 @@ class MethodConfig:
     """What every method has."""
 
     name: str = option(MISSING, "name of a method in nlu_ppo.methods")
+    # every method takes it, so that it shortens any cell of a grid over methods
+    max_steps: int | None = option(None, "no effect: this method takes no steps", low=1, key=False)
 
 
 @dataclass

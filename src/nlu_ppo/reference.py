@@ -79,13 +79,14 @@ def _group_section(name: str, choices: list[Choice], default: str) -> Iterator[s
 
 
 def _method_keys() -> Iterator[str]:
-    yield "How the model is brought to do the task. The keys depend on the method.\n"
+    yield "How the model comes to do the task. The keys depend on the method; all take `method.max_steps`.\n"
+    shared = {item.name for item in dataclasses.fields(MethodConfig)}
     own = {item.name for item in dataclasses.fields(TrainingConfig)}
     training = [name for name, schema in METHOD_SCHEMAS.items() if issubclass(schema, TrainingConfig)]
     yield f"### Keys of the methods that train: {', '.join(training)}\n"
     yield _keys_table(walk(TrainingConfig(), "method."))
     for name, schema in METHOD_SCHEMAS.items():
-        inherited = own if issubclass(schema, TrainingConfig) else {"name"}
+        inherited = own if issubclass(schema, TrainingConfig) else shared
         leaves = [leaf for leaf in walk(schema(), "method.") if leaf[1].name not in inherited]
         yield f"### Keys of {name}\n\n{_first_line(schema)}\n"
         if leaves:
