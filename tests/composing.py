@@ -1,15 +1,18 @@
-"""Composes configurations in tests, by the same path as train.py."""
+"""Composes runs as the command line does, but in this process."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from nlu_ppo.choices import CONF, STUDIES, read_groups
 from nlu_ppo.cli import register_resolvers
 from nlu_ppo.config import Config, register_schemas, to_config
+from nlu_ppo.run import Run, build_run
 from nlu_ppo.sweeper import expand
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +25,7 @@ register_resolvers()
 
 def tree_of(*overrides: str, hydra: bool = False) -> DictConfig:
     """The tree that Hydra hands to train.py."""
+    GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=hydra)
 
@@ -29,6 +33,16 @@ def tree_of(*overrides: str, hydra: bool = False) -> DictConfig:
 def config_of(*overrides: str) -> Config:
     """The checked configuration of a command line."""
     return to_config(tree_of(*overrides))
+
+
+def run_of(folder: Path, *overrides: str) -> Run:
+    """A run in a folder of the caller's."""
+    return build_run(config_of(f"outputs={folder.parent}", *overrides), folder)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of train.py with this interpreter."""
+    return [sys.executable, str(ROOT / "train.py"), *arguments]
 
 
 def every_choice() -> list[str]:

@@ -66,7 +66,7 @@ class TaskConfig:
     )
     hub_path: str | None = option(
         None,
-        "with source=hub: another repository, or a local folder with <config>/<split>-*.parquet",
+        "with source=hub: another repository, or a local folder with <config>/<split>-*.parquet (its contents count)",
         key=False,
     )
     selection: int = option(
@@ -94,6 +94,11 @@ class ModelConfig:
     name: str = option(MISSING, "short name, used in folders and tables", key=False)
     path: str = option(MISSING, "hub id or local directory (contents count, not its name); `tiny` is shipped")
     revision: str | None = option(None, "commit or tag on the hub")
+    adapter: str | None = option(
+        None,
+        "an adapter folder to start from, merged into the weights (contents count, not its name)",
+        key=False,
+    )
     layout: str = option("plain", "prompt layout", choices=("plain", "chat"))
     dtype: str = option(
         "auto",

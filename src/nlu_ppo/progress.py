@@ -27,3 +27,4 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|trl")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # "special tokens were aligned"

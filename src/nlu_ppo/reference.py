@@ -33,7 +33,7 @@ data file is opened. `python train.py ... --cfg job` prints what a command line 
 
 Column **key**: whether the value is part of the run's key, which names its folder. A value that can't change
 the result isn't, and neither is one that the run's method doesn't use. Files count by their contents, not by
-the folder they lie in. Of a choice, only what it sets counts, not its name.
+the folder they lie in ("contents"). Of a choice, only what it sets counts, not its name.
 
 Paper A is arXiv [2410.11020](https://arxiv.org/abs/2410.11020), whose settings are the defaults of PPO.
 """
@@ -108,7 +108,7 @@ def _keys_table(leaves: Iterable[tuple[str, dataclasses.Field[Any], Any]]) -> st
             "set by the choice" if value == MISSING else f"`{_yaml(value)}`",
             _legal(item.metadata),
             _prose(item.metadata["help"]),
-            "yes" if item.metadata["key"] else "no",
+            _counts(item.metadata),
         )
         for key, item, value in leaves
     ]
@@ -168,6 +168,12 @@ def _legal(metadata: Mapping[str, Any]) -> str:
     if low is not None:
         return f"at least {low:g}"
     return f"at most {high:g}" if high is not None else ""
+
+
+def _counts(metadata: Mapping[str, Any]) -> str:
+    if "contents count" in metadata["help"]:
+        return "contents"
+    return "yes" if metadata["key"] else "no"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

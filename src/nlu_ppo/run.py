@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nlu_ppo.config import Config, PPOConfig, RewardConfig, TrainingConfig, ZeroShotConfig, key_fields
-from nlu_ppo.models.locate import fingerprint
+from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
+from nlu_ppo.tracking.picture import draw_run
 
 if TYPE_CHECKING:
     from nlu_ppo.evaluation import Evaluation
@@ -70,6 +71,7 @@ def identity(config: Config) -> dict[str, Any]:
         "data": data_fingerprint(task, config.task, with_train=uses_train),
         "model": key_fields(config.model),
         "weights": fingerprint(config.model.path, config.model.revision),
+        "adapter": adapter_fingerprint(config.model.adapter),
         "method": key_fields(method),
         "eval": key_fields(config.eval),
         "seed": config.seed,
@@ -194,6 +196,7 @@ def execute(run: Run) -> dict[str, Any]:
             folder.finish(failure)
             mirror.end(failure)
             raise
+        draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
         folder.finish(result)
         mirror.end(result)
         return result

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlu_ppo.config import LoraConfig, ModelConfig
@@ -45,6 +47,9 @@ def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: 
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path={model.path}: {error}") from error
+    if model.adapter:
+        # Merged, so that a method that starts from it has it in its reference as well.
+        base = load_adapter(base, Path(model.adapter)).merge_and_unload()
     base.to(torch_device).eval().requires_grad_(False)
     context = _context_length(base.config, model)
     if lora is None:
@@ -96,12 +101,29 @@ def load_adapter(base: Any, folder: Path) -> PeftModel:
     """Puts a saved adapter on a base model.
 
     Raises:
-        ModelError: the folder holds no adapter, or one of another model.
+        ModelError: it is an adapter of another model.
     """
     try:
-        return PeftModel.from_pretrained(base, str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # PEFT only warns of tensors that the file lacks; we compare below
+            model = PeftModel.from_pretrained(base, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{folder}: not an adapter of this model: {error}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise _wrong_adapter(folder, base, lines[min(1, len(lines) - 1)]) from error
+    saved = load_file(folder / "adapter_model.safetensors").keys()
+    odd = sorted(saved ^ get_peft_model_state_dict(model).keys())
+    if odd:
+        raise _wrong_adapter(folder, base, f"{odd[0]} is in one of them only")
+    return model
+
+
+def _wrong_adapter(folder: Path, base: Any, detail: str) -> ModelError:
+    name = f"{base.config.name_or_path} ({type(base).__name__})"
+    return ModelError(
+        f"model.adapter={folder}: this adapter was trained on another model than {name}: {detail}"
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from nlu_ppo.errors import ModelError
 
 TINY = Path(__file__).parent / "tiny"
+ADAPTER = "adapter_config.json"
 SAMPLE = 1 << 20  # bytes read at either end of a file too large to be hashed whole at every start
 
 
@@ -32,14 +33,26 @@ def resolve_path(path: str) -> str:
 
 
 def fingerprint(path: str, revision: str | None) -> str:
-    """What identifies the weights: id and revision on the hub, the contents of a local directory.
+    """What identifies a model's weights: id and revision on the hub, the contents of a local directory."""
+    folder = Path(resolve_path(path))
+    return _hash_folder(folder) if folder.is_dir() else f"hub:{path}@{revision or 'main'}"
 
-    Files above 64 MiB count with their size, their first and their last MiB.
+
+def adapter_fingerprint(path: str | None) -> str | None:
+    """What identifies a saved adapter: its contents.
+
+    Raises:
+        ModelError: the folder holds none.
     """
-    where = resolve_path(path)
-    folder = Path(where)
-    if not folder.is_dir():
-        return f"hub:{where}@{revision or 'main'}"
+    if path is None:
+        return None
+    if not (Path(path) / ADAPTER).is_file():
+        raise ModelError(f"model.adapter={path}: the folder holds no {ADAPTER}, so it is no saved adapter")
+    return _hash_folder(Path(path))
+
+
+def _hash_folder(folder: Path) -> str:
+    """Names and contents of a model's files; of those above 64 MiB their size, first and last MiB."""
     digest = hashlib.sha256()
     wanted = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
     for file in sorted(p for p in folder.iterdir() if p.suffix in wanted and p.name != "report.json"):

@@ -25,7 +25,7 @@ def hub_rows(
         DataError: no such split, no network and not in the cache, no such repository or revision.
     """
     if task.hub is None:
-        raise DataError(f"task {task.name} isn't on the hub: use another task.source")
+        raise DataError(f"task {task.name} isn't on the hub: use task.source=generated")
     hub = task.hub
     if split not in hub.splits:
         raise DataError(f"task {task.name} has no split {split!r} on the hub; it has {', '.join(hub.splits)}")
@@ -62,11 +62,10 @@ def hub_rows(
 
 
 def _parquet_files(folder: Path, config: str, split: str) -> list[str]:
-    for place in (folder / config, folder):
-        files = sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
-        if files:
-            return [str(file) for file in files]
-    return []
+    place = folder / config
+    return [
+        str(file) for file in sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
+    ]
 
 
 def _located(data: Any, place: str) -> Iterator[Located]:

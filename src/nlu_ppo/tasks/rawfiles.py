@@ -50,7 +50,7 @@ def locate(task: Task, split: str, data_dir: str | Path) -> list[Path]:
 
 def _raw_source(task: Task, split: str) -> RawSource:
     if task.raw is None:
-        raise DataError(f"task {task.name} has no raw files: use another task.source")
+        raise DataError(f"task {task.name} has no raw files: use task.source=generated")
     if split not in task.raw.files:
         raise DataError(
             f"task {task.name} has no split {split!r} among its raw files; it has {', '.join(task.raw.files)}"

@@ -34,7 +34,7 @@ class _LeftOutError(Exception):
 def read_split(
     task: str | Task,
     split: str,
-    source: str = "hub",
+    source: str | None = None,
     data_dir: str | Path | None = None,
     on_bad_row: str = "error",
     *,
@@ -47,6 +47,7 @@ def read_split(
     Args:
         split: "train", "validation", "test"; MNLI also has "validation_mismatched" and "test_mismatched".
         source: "hub", "raw" (files below `data_dir`, as the benchmarks release them) or "generated" (toys).
+            By default the hub, for generated tasks their generator.
         on_bad_row: "error" stops at the first row that can't be read; "skip" leaves such rows out and logs
             how many there were.
         hub_path: takes the place of the hub's repository: another id, or a folder with its parquet files.
@@ -57,6 +58,7 @@ def read_split(
             invalid JSON, missing text, no rows at all.
     """
     record = get_task(task)
+    source = source or default_source(record)
     if on_bad_row not in ("error", "skip"):
         raise ConfigError(f"on_bad_row={on_bad_row!r}: choose error or skip")
     if source == "generated":
@@ -79,6 +81,11 @@ def read_split(
     else:
         raise ConfigError(f"task.source={source!r}: choose one of {', '.join(SOURCES)}")
     return _examples(record, split, rows, to_label, place, skip=on_bad_row == "skip")
+
+
+def default_source(task: str | Task) -> str:
+    """Where a task's data come from unless the user says otherwise: "hub" or "generated"."""
+    return "hub" if get_task(task).hub else "generated"
 
 
 def raw_files(task: str | Task, splits: Iterable[str], data_dir: str | Path) -> list[Path]:

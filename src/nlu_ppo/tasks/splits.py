@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +68,14 @@ def _read(task: Task, split: str, config: TaskConfig) -> list[Example]:
 
 
 def _subset(examples: list[Example], limit: int | None) -> list[Example]:
-    """A fixed random subset in the order of the file: files sorted by label stay balanced when shortened."""
+    """A fixed random subset in the order of the file: files sorted by label stay balanced when shortened.
+
+    Groups stay whole, so that a limit may be passed by the rest of one group.
+    """
     if limit is None or limit >= len(examples):
         return examples
-    chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
-    return [examples[i] for i in chosen]
+    chosen = _draw_groups(examples, limit)
+    return [e for e in examples if _group_name(e) in chosen]
 
 
 def _hold_out(train: list[Example], size: int) -> tuple[list[Example], list[Example]]:
@@ -79,22 +83,29 @@ def _hold_out(train: list[Example], size: int) -> tuple[list[Example], list[Exam
     size = min(size, len(train) // 10)
     if size == 0:
         return train, []
-    names = [str(e.group) if e.group is not None else e.id for e in train]
-    order = sorted(set(names))
+    held = _draw_groups(train, size)
+    return (
+        [e for e in train if _group_name(e) not in held],
+        [e for e in train if _group_name(e) in held],
+    )
+
+
+def _draw_groups(examples: Sequence[Example], size: int) -> set[str]:
+    """Names of groups drawn at random, until they hold `size` examples."""
+    sizes = Counter(_group_name(e) for e in examples)
+    order = sorted(sizes)
     random.Random(0).shuffle(order)
-    count, held = 0, set[str]()
-    sizes = dict.fromkeys(order, 0)
-    for name in names:
-        sizes[name] += 1
+    drawn, count = set[str](), 0
     for name in order:
         if count >= size:
             break
-        held.add(name)
+        drawn.add(name)
         count += sizes[name]
-    return (
-        [e for e, name in zip(train, names, strict=True) if name not in held],
-        [e for e, name in zip(train, names, strict=True) if name in held],
-    )
+    return drawn
+
+
+def _group_name(example: Example) -> str:
+    return example.id if example.group is None else str(example.group)
 
 
 def data_fingerprint(task: Task, config: TaskConfig, with_train: bool) -> str:
@@ -106,7 +117,8 @@ def data_fingerprint(task: Task, config: TaskConfig, with_train: bool) -> str:
         assert task.hub is not None
         if config.hub_path and Path(config.hub_path).is_dir():
             return _hash_files(sorted(Path(config.hub_path).glob(f"{task.hub.config}/*.parquet")))
-        return f"hub:{config.hub_path or task.hub.path}/{task.hub.config}@{task.hub.revision}"
+        where = config.hub_path or f"{task.hub.path}@{task.hub.revision}"
+        return f"hub:{where}/{task.hub.config}"
     return _hash_examples(read_split(task, split, "generated") for split in splits)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock
 
 from nlu_ppo.config import TrackingConfig
+from nlu_ppo.tracking import picture
 from nlu_ppo.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ARTIFACTS = ("config.yaml", "result.json", "metrics.jsonl", "predictions.jsonl", "learning_curve.png")
+ARTIFACTS = ("config.yaml", "result.json", "metrics.jsonl", "predictions.jsonl", picture.NAME)
 ENDED = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 F = TypeVar("F", bound=Callable[..., None])
 

@@ -1,0 +1,103 @@
+"""The decoder behind a shared prefix against transformers' own generate and plain forwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import random_policy
+
+from nlu_ppo.inference.decoder import generate, score_answers
+from nlu_ppo.models.policy import Policy
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return random_policy("llama", lora=False, spread=0.3)
+
+
+def prompts(lengths: list[int], common: int, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(0, 256, (common,), generator=generator).tolist()
+    return [first + torch.randint(0, 256, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("common", [0, 25])
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_greedy_equals_transformers_row_by_row(policy: Policy, common: int, batch_size: int) -> None:
+    rows = prompts([3, 17, 8, 1, 30], common)
+    ours = generate(policy, rows, 12, batch_size=batch_size)
+    for row, completion in zip(rows, ours, strict=True):
+        theirs = policy.model.generate(
+            torch.tensor([row]),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=policy.tokenizer.pad_token_id,
+        )[0, len(row) :].tolist()
+        assert completion == theirs[: len(completion)]
+        assert len(completion) == 12 or completion[-1] == policy.tokenizer.eos_token_id
+
+
+def test_rows_stop_at_the_closing_tag_and_leave_the_others_alone(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tag is planted: one row is made to spell it, its neighbours' completions must not change."""
+    rows = prompts([5, 9, 7], 10)
+    free = generate(policy, rows, 30)
+    tag = policy.tokenizer.decode(free[1][:4])
+    monkeypatch.setattr("nlu_ppo.inference.decoder.CLOSE", tag)
+    stopped = generate(policy, rows, 30)
+    assert stopped[1] == free[1][:4]
+    for i in (0, 2):
+        text = policy.tokenizer.decode(free[i])
+        assert tag in text or stopped[i] == free[i]
+
+
+def test_samples_follow_the_policys_distribution(policy: Policy) -> None:
+    """First tokens of many samples against softmax(logits / T), by a chi-squared statistic."""
+    row, count, temperature = prompts([6], 0)[0], 4000, 1.5
+    drawn = generate(
+        policy,
+        [row] * count,
+        1,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(0),
+        batch_size=500,
+    )
+    logits = policy.model(input_ids=torch.tensor([row])).logits[0, -1]
+    expected = torch.softmax(logits / temperature, 0) * count
+    observed = torch.bincount(torch.tensor([d[0] for d in drawn]), minlength=len(expected)).float()
+    common = expected > 5
+    observed = torch.cat([observed[common], observed[~common].sum().unsqueeze(0)])
+    expected = torch.cat([expected[common], expected[~common].sum().unsqueeze(0)])
+    statistic = ((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum().item()
+    degrees = len(expected) - 1
+    assert degrees >= 3
+    assert statistic < degrees + 4 * (2 * degrees) ** 0.5  # four standard deviations above the mean
+
+
+def test_same_seed_same_samples(policy: Policy) -> None:
+    rows = prompts([5, 9, 7], 10)
+
+    def draw(seed: int) -> list[list[int]]:
+        return generate(policy, rows, 8, temperature=1.0, generator=torch.Generator().manual_seed(seed))
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+@pytest.mark.parametrize("common", [0, 12])
+def test_answer_likelihoods_equal_plain_forwards(policy: Policy, common: int) -> None:
+    rows = prompts([4, 11, 6], common)
+    answers = [[[65], [66, 67, 68], [65, 66]], [[70, 71], [72]], [[1, 2, 3, 4, 5]]]
+    got = score_answers(policy, rows, answers, batch_size=2)
+    assert [len(g) for g in got] == [3, 2, 1]
+    for row, choices, scores in zip(rows, answers, got, strict=True):
+        for choice, score in zip(choices, scores, strict=True):
+            logprobs = policy.model(input_ids=torch.tensor([row + choice])).logits[0].log_softmax(-1)
+            expected = sum(logprobs[len(row) - 1 + i, token].item() for i, token in enumerate(choice))
+            assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_nothing_in_nothing_out(policy: Policy) -> None:
+    assert generate(policy, [], 5) == []
+    assert score_answers(policy, [], []) == []
