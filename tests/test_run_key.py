@@ -19,6 +19,7 @@ from nlu_ppo.config import METHOD_SCHEMAS, Config, walk
 from nlu_ppo.run import build_run, identity, run_key
 
 METHODS = sorted(METHOD_SCHEMAS)
+CHOSEN = ["task=rte", "model=qwen2_5_1_5b_instruct"]
 UNUSED = {  # what a method doesn't use, beyond the groups below
     "zero_shot": ["task.limit.train=7", "task.selection=3", "method.max_steps=3"],
     "few_shot": ["method.max_steps=3"],
@@ -39,7 +40,7 @@ ADAPTERS = ["lora=none", "lora=all_linear", "lora.r=4", "lora.dropout=0.2"]
 @functools.cache
 def base(method: str, *more: str) -> Config:
     """Composed once for all tests: nothing may change it."""
-    return config_of("task=rte", "model=qwen2_5_1_5b_instruct", f"method={method}", *more)
+    return config_of(*CHOSEN, f"method={method}", *more)
 
 
 def key(method: str, *more: str) -> str:
@@ -188,6 +189,17 @@ def test_models_count_by_content_not_by_place(tmp_path: Path):
     assert at(first) == at(second)
     (second / "model.safetensors").write_bytes(b"further")
     assert at(first) != at(second)
+
+
+def test_adapters_count_by_content_not_by_place(tmp_path: Path):
+    first, second = tmp_path / "adapter", tmp_path / "copy"
+    first.mkdir()
+    (first / "adapter_config.json").write_text("{}")
+    (first / "adapter_model.safetensors").write_bytes(b"weights")
+    shutil.copytree(first, second)
+    assert key("sft", f"model.adapter={first}") == key("sft", f"model.adapter={second}") != key("sft")
+    (second / "adapter_model.safetensors").write_bytes(b"further")
+    assert key("sft", f"model.adapter={first}") != key("sft", f"model.adapter={second}")
 
 
 def test_a_reward_of_ones_own_counts_by_content_and_name(tmp_path: Path):
