@@ -1,29 +1,36 @@
-"""Between the shell and Hydra: resolvers for folders, and errors that name the key and list what exists."""
+"""Between the shell and Hydra: resolvers, and how a mistake, a failing run or a failing cell is told."""
 
 from __future__ import annotations
 
-import difflib
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
+from nlu_ppo.choices import default_choices, read_groups
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
+from nlu_ppo.mistakes import explain
 from nlu_ppo.run import run_key, subfolder
+from nlu_ppo.sweeper import SweepError, cell_name
 
+FAILED = 1  # exit code: cells of a sweep failed
 USER_ERROR = 2  # exit code: the input is wrong, not the program
+INTERRUPTED = 130  # exit code: what shells report after Ctrl-C
 
 
 def register_resolvers() -> None:
-    """`${run_folder:}` and `${run_subfolder:}`: where a run lives follows from its key."""
+    """`${run_folder:}` and `${run_subfolder:}`: where a run lives follows from its key; and small helpers."""
 
     def run_subfolder(*, _root_: DictConfig) -> str:
         config = to_config(_root_)
@@ -36,6 +43,22 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_subfolder", run_subfolder, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).resolve().name, replace=True)
+    OmegaConf.register_new_resolver("groups", list_groups, replace=True)
+
+
+def list_groups() -> str:
+    """The groups and their choices, as `train.py --help` shows them; `*` marks the default."""
+    chosen = default_choices()
+    lines = []
+    for group, choices in read_groups().items():
+        if group == "hydra/sweeper":  # there is nothing to choose
+            continue
+        names = [c.name + "*" * (chosen.get(group) == c.name) for c in choices]
+        label = f"{'+' * (group not in chosen)}{group}="
+        lines.append(
+            textwrap.fill(" ".join(names), 100, initial_indent=f"  {label:<17}", subsequent_indent=" " * 19)
+        )
+    return "\n".join(lines)
 
 
 def folder_of(_: DictConfig) -> Path:
@@ -43,61 +66,80 @@ def folder_of(_: DictConfig) -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+# -- failures ------------------------------------------------------------------------------------------------
+
+
+class RunFailedError(BaseException):
+    """Carries a run's error past Hydra, which would print a line of its own about it.
+
+    Not an `Exception`, because Hydra catches those.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def one_run(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Around the function that Hydra calls for every run: tells its failure at once, by its overrides.
+
+    A run that calls `sys.exit` would end the whole sweep without a word; here it counts as a failure.
+    """
+
+    @functools.wraps(task)
+    def guarded(tree: DictConfig) -> Any:
+        try:
+            return task(tree)
+        except SystemExit as left:
+            error: Exception = RuntimeError(f"the run called sys.exit({left.code!r})")
+            error.__cause__ = left
+        except Exception as raised:
+            error = raised
+        job = HydraConfig.get()
+        if OmegaConf.is_missing(job.job, "num"):  # a single run, no cell of a sweep
+            raise RunFailedError(error)
+        report(error, cell_name(job.overrides.task))
+        raise error
+
+    return guarded
+
+
+def report(error: Exception, cell: str | None = None) -> None:
+    """Prints the user's mistake as one message, a fault of the program with its traceback."""
+    message = explain(error)
+    if message is None:
+        traceback.print_exception(error)
+        message = f"{type(error).__name__}: {error}"
+    where = f"{cell}: " if cell else ""
+    print(f"error: {where}{message}", file=sys.stderr, flush=True)
+
+
 def command_line(main: Callable[[], Any]) -> None:
     """Runs Hydra's `main`; the user's mistakes end in one message, the program's in a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its own message and exits in our stead
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
         main()
+    except RunFailedError as failed:
+        _give_up(failed.error)
+    except SweepError as failed:
+        print(f"error: {failed}", file=sys.stderr)
+        sys.exit(FAILED)
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        message = explain(error)
-        if message is None:
-            raise
-        sys.exit(_say(message))
+        _give_up(error)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
-def _say(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return USER_ERROR
-
-
-def explain(error: BaseException) -> str | None:
-    """The user's mistake behind an error in one message, or `None` if it is something else."""
-    chain = list(_chain(error))
-    if any(not isinstance(link, (UserError, HydraException, OmegaConfBaseException)) for link in chain):
-        return None  # a fault of the program inside the composition
-    for link in chain:
-        if isinstance(link, UserError):
-            return str(link)
-    for link in chain:
-        if isinstance(link, ConfigKeyError):
-            return _unknown_key(link)
-    for link in chain:
-        if isinstance(link, OmegaConfBaseException) and link.full_key:
-            return f"{link.full_key}: {link.msg or str(link).splitlines()[0]}"
-    for link in chain:
-        if isinstance(link, HydraException):
-            return str(link)
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _unknown_key(error: ConfigKeyError) -> str:
-    """`method.max_stpes` is unknown: what is close to it, and what there is."""
-    parent = error.parent_node
-    known = sorted(str(k) for k in parent) if isinstance(parent, DictConfig) else []
-    wrong = str(error.key)
-    where = str(error.full_key)[: -len(wrong)].rstrip(".")
-    close = difflib.get_close_matches(wrong, known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    there = f" There is: {', '.join(known)}." if known else ""
-    return f"unknown key {error.full_key}.{hint}{there if where or known else ''}"
+def _give_up(error: Exception) -> None:
+    if explain(error) is None:
+        raise error
+    report(error)
+    sys.exit(USER_ERROR)
 
 
 def visible(text: str) -> str:

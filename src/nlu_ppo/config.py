@@ -7,7 +7,8 @@ composes, `to_config` checks ranges and choices right after, and nothing below `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +66,7 @@ class TaskConfig:
     )
     hub_path: str | None = option(
         None,
-        "with source=hub: another repository, or a local folder with <config>/<split>-*.parquet",
+        "with source=hub: another repository, or a local folder with <config>/<split>-*.parquet (its contents count)",
         key=False,
     )
     selection: int = option(
@@ -81,15 +82,16 @@ class TaskConfig:
 class LearningRateConfig:
     """Learning rates that fit this model; the methods take theirs from here."""
 
-    sft: float = option(9e-6, "learning rate of supervised fine-tuning", low=0)
-    ppo: float = option(9e-6, "learning rate of PPO", low=0)
+    # not in the key: what counts is the rate that the method took, its own `learning_rate`
+    sft: float = option(9e-6, "learning rate of supervised fine-tuning", low=0, key=False)
+    ppo: float = option(9e-6, "learning rate of PPO", low=0, key=False)
 
 
 @dataclass
 class ModelConfig:
     """Which base model, and how it is loaded and prompted."""
 
-    name: str = option(MISSING, "short name, used in folders and tables")
+    name: str = option(MISSING, "short name, used in folders and tables", key=False)
     path: str = option(MISSING, "hub id or local directory (contents count, not its name); `tiny` is shipped")
     revision: str | None = option(None, "commit or tag on the hub")
     adapter: str | None = option(
@@ -116,6 +118,8 @@ class MethodConfig:
     """What every method has."""
 
     name: str = option(MISSING, "name of a method in nlu_ppo.methods")
+    # every method takes it, so that it shortens any cell of a grid over methods
+    max_steps: int | None = option(None, "no effect: this method takes no steps", low=1, key=False)
 
 
 @dataclass
@@ -216,7 +220,7 @@ class RewardConfig:
 class LoraConfig:
     """Low-rank adapters, or full fine-tuning."""
 
-    name: str = option(MISSING, "short name, used in tables")
+    name: str = option(MISSING, "short name, used in tables", key=False)
     enabled: bool = option(True, "false trains all weights")
     r: int = option(16, "rank", low=1)
     alpha: float = option(32.0, "scale numerator", low=0)
@@ -304,14 +308,26 @@ def to_config(tree: DictConfig) -> Config:
         ConfigError: a mandatory value is missing, or a value lies outside its range or choices.
     """
     names = [item.name for item in dataclasses.fields(Config)]
-    # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
-    groups = [name for name in names if OmegaConf.is_config(tree._get_node(name))]
-    missing = sorted(f"{name}.{key}" for name in groups for key in OmegaConf.missing_keys(tree[name]))
+    left_out = [name for name in names if name not in list(tree)]
+    if left_out:  # `~name` on the command line
+        raise ConfigError(f"{', '.join(left_out)} can't be left out")
+    missing = sorted(_missing(tree, names))
     if missing:
         raise ConfigError(f"no value given for {', '.join(missing)}: say for instance {missing[0]}=...")
+    # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
     config = Config(**{name: _to_object(tree, name) for name in names})
     check(config)
     return config
+
+
+def _missing(node: Any, names: Iterable[str], prefix: str = "") -> Iterator[str]:
+    """Dotted keys that still are `???`. What is made of them by interpolation is not counted again."""
+    for name in names:
+        child = node._get_node(name)
+        if isinstance(child, DictConfig):
+            yield from _missing(child, [str(key) for key in child], f"{prefix}{name}.")
+        elif child is not None and child._value() == "???":
+            yield prefix + name
 
 
 def _to_object(tree: DictConfig, name: str) -> Any:
@@ -338,9 +354,11 @@ def check(config: Config) -> None:
         choices = item.metadata.get("choices")
         if choices and value not in choices:
             raise ConfigError(f"{key}={value} is no choice: take one of {', '.join(choices)}")
-        if low is not None and not value >= low:  # `not >=` also catches NaN
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value} is out of range: it must be a finite number")
+        if low is not None and value < low:
             raise ConfigError(f"{key}={value} is out of range: it must be at least {low:g}")
-        if high is not None and not value <= high:
+        if high is not None and value > high:
             raise ConfigError(f"{key}={value} is out of range: it must be at most {high:g}")
     method = config.method
     if isinstance(method, PPOConfig) and method.batch_size % method.minibatch_size:

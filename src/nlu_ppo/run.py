@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nlu_ppo.config import Config, PPOConfig, TrainingConfig, ZeroShotConfig, key_fields
+from nlu_ppo.config import Config, PPOConfig, RewardConfig, TrainingConfig, ZeroShotConfig, key_fields
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
@@ -76,24 +76,31 @@ def identity(config: Config) -> dict[str, Any]:
         "eval": key_fields(config.eval),
         "seed": config.seed,
     }
+    for name in ("path", "revision"):  # the weights stand for them
+        parts["model"].pop(name)
     if not uses_train:
-        parts["task"].pop("limit.train")
-    if not trains:
-        parts["task"].pop("selection")
+        for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
+            parts["task"].pop(name)
     if config.eval.decoding == "greedy":
         parts["eval"].pop("temperature")
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if isinstance(method, PPOConfig):
-        parts["reward"] = key_fields(config.reward)
-        if ".py:" in config.reward.name:
-            file = Path(config.reward.name.rpartition(":")[0])
-            parts["reward_file"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-    for group in ("task", "model", "method", "eval", "lora", "reward"):
-        if group in parts:
-            parts[group] = {
-                k: v for k, v in parts[group].items() if not (k == "name" and group in ("lora", "model"))
-            }
+        parts["reward"] = _reward_identity(config.reward)
+        if method.kl_controller == "fixed":
+            for name in ("kl_target", "kl_horizon"):
+                parts["method"].pop(name)
+    return parts
+
+
+def _reward_identity(config: RewardConfig) -> dict[str, Any]:
+    """The reward's settings; of a user's own function the name and the contents of its file."""
+    parts = key_fields(config)
+    if ".py:" in config.name:
+        path, _, function = config.name.rpartition(":")
+        file = Path(path)
+        contents = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        parts["name"] = {"function": function, "contents": contents}
     return parts
 
 

@@ -54,7 +54,7 @@ def adapter_fingerprint(path: str | None) -> str | None:
 def _hash_folder(folder: Path) -> str:
     """Names and contents of a model's files; of those above 64 MiB their size, first and last MiB."""
     digest = hashlib.sha256()
-    wanted = (".json", ".safetensors", ".model", ".txt", ".jinja")
+    wanted = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
     for file in sorted(p for p in folder.iterdir() if p.suffix in wanted and p.name != "report.json"):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())

@@ -1,0 +1,209 @@
+"""`python -m nlu_ppo.reference`: writes docs/configuration.md from the schemas and from conf/."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nlu_ppo.choices import CONF, STUDIES, Choice, default_choices, read_groups
+from nlu_ppo.config import METHOD_SCHEMAS, Config, MethodConfig, TrainingConfig, walk
+from nlu_ppo.tasks import TASKS
+
+PAGE = CONF.parent / "docs" / "configuration.md"
+MISSING = "???"
+BENCHMARKS = {"glue": "GLUE", "super_glue": "SuperGLUE"}
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `make docs` from src/nlu_ppo/config.py and conf/: edit those, not this page. -->
+
+A run is composed from groups and keys. `group=choice` takes a whole YAML file from `conf/`, and `key=value`
+changes one value of it:
+
+```
+python train.py task=rte method=sft method.learning_rate=1e-4 seed=1
+```
+
+Names and types are checked while the run is composed, ranges and choices right after, before any model or
+data file is opened. `python train.py ... --cfg job` prints what a command line comes to.
+
+Column **key**: whether the value is part of the run's key, which names its folder. A value that can't change
+the result isn't, and neither is one that the run's method doesn't use. Files count by their contents, not by
+the folder they lie in ("contents"). Of a choice, only what it sets counts, not its name.
+
+Paper A is arXiv [2410.11020](https://arxiv.org/abs/2410.11020), whose settings are the defaults of PPO.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    groups, chosen = read_groups(), default_choices()
+    parts = [INTRODUCTION, *_run_section()]
+    for item in dataclasses.fields(Config):
+        if item.name in groups:
+            parts += _group_section(item.name, groups.pop(item.name), chosen[item.name])
+    studies = groups.pop(STUDIES, [])
+    for name, choices in groups.items():
+        parts += [f"## {name}\n", _choices_table(choices, chosen.get(name))]
+    if studies:
+        parts += [
+            "## Studies\n",
+            "`python train.py -m +sweeps=NAME` runs every cell of `sweeps/NAME.yaml`.\n",
+        ]
+        parts += [f"### {study.name}\n\n{study.about}\n\n{_grid(study)}" for study in studies]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+# -- sections ------------------------------------------------------------------------------------------------
+
+
+def _run_section() -> Iterator[str]:
+    leaves = [(key, item, value) for key, item, value in walk(Config()) if "." not in key]
+    yield "## The run\n"
+    yield _keys_table(leaves)
+
+
+def _group_section(name: str, choices: list[Choice], default: str) -> Iterator[str]:
+    schema = type(getattr(Config(), name))
+    yield f"## {name}\n"
+    if schema is MethodConfig:
+        yield from _method_keys()
+    else:
+        yield f"{_first_line(schema)}\n"
+        yield _keys_table(walk(schema(), f"{name}."))
+    yield _choices_table(choices, default)
+
+
+def _method_keys() -> Iterator[str]:
+    yield "How the model comes to do the task. The keys depend on the method; all take `method.max_steps`.\n"
+    shared = {item.name for item in dataclasses.fields(MethodConfig)}
+    own = {item.name for item in dataclasses.fields(TrainingConfig)}
+    training = [name for name, schema in METHOD_SCHEMAS.items() if issubclass(schema, TrainingConfig)]
+    yield f"### Keys of the methods that train: {', '.join(training)}\n"
+    yield _keys_table(walk(TrainingConfig(), "method."))
+    for name, schema in METHOD_SCHEMAS.items():
+        inherited = own if issubclass(schema, TrainingConfig) else shared
+        leaves = [leaf for leaf in walk(schema(), "method.") if leaf[1].name not in inherited]
+        yield f"### Keys of {name}\n\n{_first_line(schema)}\n"
+        if leaves:
+            yield _keys_table(leaves)
+
+
+def _first_line(schema: type) -> str:
+    return (inspect.getdoc(schema) or "").splitlines()[0]
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+def _keys_table(leaves: Iterable[tuple[str, dataclasses.Field[Any], Any]]) -> str:
+    rows = [
+        (
+            f"`{key}`",
+            str(item.type),
+            "set by the choice" if value == MISSING else f"`{_yaml(value)}`",
+            _legal(item.metadata),
+            _prose(item.metadata["help"]),
+            _counts(item.metadata),
+        )
+        for key, item, value in leaves
+    ]
+    return _table(("Key", "Type", "Default", "Legal", "Meaning", "key"), rows)
+
+
+def _choices_table(choices: list[Choice], default: str | None) -> str:
+    rows = [
+        (
+            f"`{choice.name}`" + (" (default)" if choice.name == default else ""),
+            _prose(choice.about or _about_task(choice)),
+            ", ".join(f"`{key}={_yaml(value)}`" for key, value in _flat(choice.values)),
+        )
+        for choice in choices
+    ]
+    return _table(("Choice", "What it is", "What it sets"), rows)
+
+
+def _about_task(choice: Choice) -> str:
+    """A task's record says what it is; its YAML file need not repeat that."""
+    if choice.group != "task" or choice.name not in TASKS:
+        return ""
+    task = TASKS[choice.name]
+    trained = "" if task.trainable else " No training split."
+    benchmark = BENCHMARKS.get(task.benchmark, task.benchmark)
+    return f"{benchmark}: {', '.join(task.metrics)}. {task.answer_format}{trained}"
+
+
+def _grid(study: Choice) -> str:
+    hydra = study.values.get("hydra", {})
+    rows = [
+        (f"`{key}`", ", ".join(f"`{value.strip()}`" for value in str(values).split(",")))
+        for key, values in hydra.get("sweeper", {}).get("params", {}).items()
+    ]
+    fixed = {key: value for key, value in study.values.items() if key != "hydra"}
+    rows += [(f"`{key}`", f"`{_yaml(value)}`") for key, value in _flat(fixed)]
+    return _table(("Key", "Values"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return (
+        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        + "\n"
+    )
+
+
+# -- cells ---------------------------------------------------------------------------------------------------
+
+
+def _legal(metadata: Mapping[str, Any]) -> str:
+    low, high, choices = metadata["low"], metadata["high"], metadata["choices"]
+    if choices:
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    if low is not None:
+        return f"at least {low:g}"
+    return f"at most {high:g}" if high is not None else ""
+
+
+def _counts(metadata: Mapping[str, Any]) -> str:
+    if "contents count" in metadata["help"]:
+        return "contents"
+    return "yes" if metadata["key"] else "no"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, without the name, which is the choice's own, and without Hydra's `_target_`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif prefix or not (key == "name" or key.startswith("_")):
+            yield prefix + key, value
+
+
+def _yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_yaml, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(MISSING, "...")
+
+
+def _prose(text: str) -> str:
+    """A text with a capital at its beginning, and without what Markdown would take for HTML."""
+    return (text[:1].upper() + text[1:]).replace("<", "&lt;")
+
+
+def main(path: Path = PAGE) -> None:
+    """Writes the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(), encoding="utf-8")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
