@@ -171,9 +171,10 @@ def test_data_count_by_content_not_by_place(tmp_path: Path):
     before = key("zero_shot", *raw[1])
     (places[1] / "superglue/RTE/train.jsonl").write_text('{"idx": 1}\n')
     assert key("sft", *raw[0]) != key("sft", *raw[1])
-    assert key("zero_shot", *raw[1]) == before  # it is not asked of the training examples
+    changed = key("zero_shot", *raw[1])
+    assert changed != before  # its majority row is that of the training labels
     (places[1] / "superglue/RTE/val.jsonl").write_text('{"idx": 1}\n')
-    assert key("zero_shot", *raw[1]) != before
+    assert key("zero_shot", *raw[1]) not in (before, changed)
 
 
 def test_models_count_by_content_not_by_place(tmp_path: Path):

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nlu_ppo.config import Config, PPOConfig, RewardConfig, TrainingConfig, ZeroShotConfig, key_fields
+from nlu_ppo.errors import ConfigError
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
+from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tracking.folder import RunFolder
@@ -68,7 +70,7 @@ def identity(config: Config) -> dict[str, Any]:
     task = get_task(config.task.name)
     parts: dict[str, Any] = {
         "task": key_fields(config.task),
-        "data": data_fingerprint(task, config.task, with_train=uses_train),
+        "data": data_fingerprint(task, config.task),
         "model": key_fields(config.model),
         "weights": fingerprint(config.model.path, config.model.revision),
         "adapter": adapter_fingerprint(config.model.adapter),
@@ -124,17 +126,13 @@ def build_run(config: Config, folder: Path) -> Run:
     task = get_task(config.task.name)
     check_source(task, config.task)
     if isinstance(config.method, TrainingConfig) and not task.trainable:
-        raise_not_trainable(task.name)
+        raise ConfigError(
+            f"task={task.name} has no training split: train on mnli (for ax) or rte (for axb, axg), or "
+            f"evaluate with method=zero_shot"
+        )
+    if isinstance(config.method, PPOConfig):
+        get_reward(config.reward, task)
     return Run(config, run_key(config), folder)
-
-
-def raise_not_trainable(name: str) -> None:
-    from nlu_ppo.errors import ConfigError
-
-    raise ConfigError(
-        f"task={name} has no training split: train on mnli (for ax) or rte (for axb, axg), or evaluate with "
-        f"method=zero_shot"
-    )
 
 
 # -- life cycle ----------------------------------------------------------------------------------------------

@@ -108,9 +108,9 @@ def _group_name(example: Example) -> str:
     return example.id if example.group is None else str(example.group)
 
 
-def data_fingerprint(task: Task, config: TaskConfig, with_train: bool) -> str:
+def data_fingerprint(task: Task, config: TaskConfig) -> str:
     """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision."""
-    splits = [*(["train"] if with_train and task.trainable else []), *task.eval_splits]
+    splits = [*(["train"] if task.trainable else []), *task.eval_splits]
     if config.source == "raw":
         return _hash_files(raw_files(task, splits, str(config.data_dir)))
     if config.source == "hub":
