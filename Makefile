@@ -24,6 +24,7 @@ demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: at m
 	@echo "The demo: 8 runs, at most 5 minutes on 2 cores."
 	@$(BIN)/python train.py -m +sweeps=demo $(ARGS)
 	@$(BIN)/python -m nlu_ppo.tables demo
+	@echo "Compare these runs in MLflow:  make ui   (then open http://127.0.0.1:5000)"
 
 test: $(STAMP) ## the tests: about 5 minutes on 2 cores
 	@echo "The tests: about 5 minutes on 2 cores."

@@ -88,6 +88,15 @@ class LearningRateConfig:
 
 
 @dataclass
+class EpochsConfig:
+    """Passes over the training examples that fit this model; the methods take theirs from here."""
+
+    # not in the key, for the same reason
+    sft: float = option(1.0, "epochs of supervised fine-tuning", low=0, key=False)
+    ppo: float = option(3.0, "epochs of PPO", low=0, key=False)
+
+
+@dataclass
 class ModelConfig:
     """Which base model, and how it is loaded and prompted."""
 
@@ -111,6 +120,7 @@ class ModelConfig:
     )
     trust_remote_code: bool = option(False, "run code that the model's repository ships")
     learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
+    epochs: EpochsConfig = field(default_factory=EpochsConfig)
 
 
 @dataclass

@@ -130,10 +130,12 @@ def score_answers(
     Args:
         answers: per prompt its legal completions as tokens, closing tag included, so that an answer which
             begins another one does not collect the other's probability.
+        batch_size: rows of one forward pass, a row being one answer of one prompt.
     """
     prefix = SharedPrefix(policy, prompts)
     scores: list[list[float]] = [[] for _ in prompts]
-    for rows in _batches(prompts, batch_size, progress):
+    widest = max((len(choices) for choices in answers), default=1)
+    for rows in _batches(prompts, max(1, batch_size // widest), progress):
         cache, mask, position, logits = _prefill(policy, prefix, prompts, rows)
         owner = torch.tensor([i for i, row in enumerate(rows) for _ in answers[row]], device=policy.device)
         flat = [answer for row in rows for answer in answers[row]]

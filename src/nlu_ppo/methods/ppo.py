@@ -92,10 +92,11 @@ class PPOTrainer:
         rate = self.config.learning_rate * rate_factor(self.config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        prompts = self.setting.prompter.encode(batch)
         rollouts = collect(
             self.policy,
             self.task,
-            self.setting.prompter.encode(batch),
+            prompts,
             batch,
             self.judge,
             self.config,
@@ -104,6 +105,7 @@ class PPOTrainer:
             self.sampling,
         )
         values = statistics(rollouts, self.task, self.kl.coef)
+        values["train/shortened"] = sum(p.shortened for p in prompts) / len(prompts)
         values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
         self.kl.update(values["ppo/kl"], len(batch))
         values["train/learning_rate"] = rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from nlu_ppo.methods.setting import Selector, Setting, finished, training_exampl
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import Example
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100  # label of a token that the loss leaves out: PyTorch's convention
 
@@ -53,7 +56,10 @@ def tokenized(prompter: Prompter, examples: list[Example], loss_on: str) -> Data
     """
     end = [e] if (e := prompter.tokenizer.eos_token_id) is not None else []
     rows = []
-    for example, prompt in zip(examples, prompter.encode(examples), strict=True):
+    prompts = prompter.encode(examples)
+    if cut := sum(prompt.shortened for prompt in prompts):
+        log.warning("%d of %d training prompts lost the end of their longest text to fit", cut, len(prompts))
+    for example, prompt in zip(examples, prompts, strict=True):
         assert example.label is not None
         target = [*prompter.completion_ids(prompter.completion(example.label)), *end]
         hidden = list(prompt.ids) if loss_on == "all" else [IGNORED] * len(prompt.ids)
