@@ -33,7 +33,7 @@ from nlu_ppo.tasks.toy_words import (
     sentence,
 )
 
-SIZES = {"train": 2000, "validation": 500, "test": 500}
+SIZES = {"train": 4000, "validation": 500, "test": 500}
 NEGATIVE, POSITIVE = 0, 1
 ENTAILMENT, NEUTRAL, CONTRADICTION = 0, 1, 2
 

@@ -1,6 +1,6 @@
 """Makes the tiny model anew: `python -m nlu_ppo.models.tiny.build [--out DIR] [--minutes N]`.
 
-Tokenizer and weights are trained from scratch on the text of `corpus.py`, with fixed seeds, in about 15
+Tokenizer and weights are trained from scratch on the text of `corpus.py`, with fixed seeds, in about 20
 minutes on two cores. In the end the toy tasks' validation sets are answered without and with
 demonstrations, and `report.json` keeps the numbers. The examples of the toy tasks are never trained on;
 the build refuses a corpus that contains one.
@@ -32,6 +32,7 @@ from nlu_ppo.evaluation import evaluate
 from nlu_ppo.methods.few_shot import demonstrations
 from nlu_ppo.models.loading import load_policy
 from nlu_ppo.models.tiny import PATH
+from nlu_ppo.models.tiny.concepts import LATE
 from nlu_ppo.models.tiny.corpus import GLOSSARY, documents
 from nlu_ppo.prompting import CLOSE, OPEN, Prompter
 from nlu_ppo.tasks.toy import TOY_TASKS, generate
@@ -162,8 +163,10 @@ def loss_on(model: LlamaForCausalLM, ids: torch.Tensor, answers: torch.Tensor) -
 
 
 def schedule(step: int, done: float) -> float:
-    """Learning-rate factor: a short warm-up, constant, and a linear decay over the last two fifths."""
-    return min(1.0, step / 50 + 0.02) * min(1.0, (1 - done) / 0.4 + 0.02)
+    """Learning-rate factor: a short warm-up, then a decay before the late answer words and another after."""
+    if done < LATE:
+        return min(1.0, step / 50 + 0.02) * min(1.0, (1 - done / LATE) / 0.4 + 0.02)
+    return 0.6 * min(1.0, (1 - done) / (1 - LATE) / 0.5 + 0.02)
 
 
 def train(
@@ -238,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains, saves and reports."""
     parser = argparse.ArgumentParser(description="train the tiny model from scratch")
     parser.add_argument("--out", type=Path, default=PATH, help="where to put weights, tokenizer and report")
-    parser.add_argument("--minutes", type=float, default=15.0, help="training time")
+    parser.add_argument("--minutes", type=float, default=20.0, help="training time")
     parser.add_argument("--steps", type=int, default=None, help="a fixed number of steps instead")
     arguments = parser.parse_args(argv)
     check_corpus()

@@ -39,6 +39,8 @@ class Concept:
         names: sets of field names, one of which a document uses.
         asks: wordings of the instruction.
         answers: sets of answer words in the order of the classes.
+        late: further sets, for the last part of the training: many words for one thing only help once the
+            thing itself is known.
         weight: how often it comes, once it has come in.
         enters: at which share of the training it comes in. Words and single clauses come first: a small
             model learns them within minutes, and what is built on them only then.
@@ -50,6 +52,7 @@ class Concept:
     answers: tuple[Fields, ...]
     weight: float = 0.3
     enters: float = 0.3
+    late: tuple[Fields, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -191,6 +194,8 @@ MOODS: tuple[Fields, ...] = (
     ("Sad", "Happy"),
     ("Blame", "Praise"),
     ("Frown", "Smile"),
+)
+MORE_MOODS: tuple[Fields, ...] = (
     ("Awful", "Great"),
     ("Poor", "Fine"),
     ("Minus", "Plus"),
@@ -198,12 +203,15 @@ MOODS: tuple[Fields, ...] = (
     ("Nasty", "Nice"),
     ("Dislike", "Like"),
 )
+LATE = 0.75  # the share of the training after which `late` answer words come in
 # Words that a toy task asks for, with their everyday meaning, on words and single clauses only.
 SIGNS: tuple[Fields, ...] = (("Negative", "Positive"),)
 TRUTHS: tuple[Fields, ...] = (
     ("True", "Unknown", "False"),
     ("Supported", "Open", "Refuted"),
     ("Follows", "Unclear", "Clashes"),
+)
+MORE_TRUTHS: tuple[Fields, ...] = (
     ("Certain", "Possible", "Impossible"),
     ("Agrees", "Silent", "Conflicts"),
 )
@@ -223,22 +231,25 @@ CONCEPTS: tuple[Concept, ...] = (
         MOODS,
         3.0,
         0.05,
+        MORE_MOODS,
     ),
     Concept(
         clause_mood,
         (("Sentence",), ("Remark",), ("Text",)),
         ("Is this remark praise or blame?", "Tell praise from blame.", "Does the speaker like it?"),
-        SIGNS * 4 + MOODS,
+        MOODS,
         0.8,
         0.0,
+        SIGNS * 4 + MORE_MOODS,
     ),
     Concept(
         word_mood,
         (("Word",),),
         ("Is it a kind word?", "Sort the words by mood."),
-        SIGNS * 4 + MOODS,
+        MOODS,
         0.3,
         0.0,
+        SIGNS * 4 + MORE_MOODS,
     ),
     Concept(
         claim,
@@ -252,6 +263,7 @@ CONCEPTS: tuple[Concept, ...] = (
         TRUTHS,
         6.0,
         0.05,
+        MORE_TRUTHS,
     ),
     Concept(
         group_claim,
@@ -259,7 +271,7 @@ CONCEPTS: tuple[Concept, ...] = (
         ("How does the claim stand to the passage?", "Is the guess sound, going by the facts?"),
         RELATIONS,
         1.2,
-        0.1,
+        LATE,
     ),
     Concept(
         supported,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from nlu_ppo.models.tiny.claims import ACTIVITIES
-from nlu_ppo.models.tiny.concepts import CONCEPTS, Concept, opinion, subject
+from nlu_ppo.models.tiny.concepts import CONCEPTS, LATE, Concept, opinion, subject
 from nlu_ppo.prompting import CLOSE, OPEN
 from nlu_ppo.tasks.toy_words import (
     ANTONYMS,
@@ -40,7 +40,7 @@ ARBITRARY = words(
     "Honey Piano Drum Flute Harp Paris Rome Oslo Cairo Quito"
 )
 STORIES, COPYING = 0.03, 0.05  # shares of the stream
-ARBITRARY_FROM, ARBITRARY_SHARE = 0.5, 0.2
+ARBITRARY_FROM, ARBITRARY_SHARE = 0.35, 0.3
 LEADS = ("", "", "", "Please help. ", "Careful now. ", "A small exercise. ", "Work alone. ")
 GLOSSARY = (
     "Positive means good, and negative means bad.",
@@ -119,10 +119,11 @@ def _format_line(rng: Random, words: list[str]) -> str:
     return f"Answer with one of these: {', '.join(shown)}. Write it as {OPEN}answer{CLOSE}."
 
 
-def prompt(rng: Random, concept: Concept, shots: int, arbitrary: bool) -> str:
+def prompt(rng: Random, concept: Concept, shots: int, arbitrary: bool, late: bool = False) -> str:
     """Instruction, format line, `shots` demonstrations and a query, all of them answered."""
+    sets = concept.answers + concept.late if late else concept.answers
     names, ask = rng.choice(concept.names), rng.choice(LEADS) + rng.choice(concept.asks)
-    words = rng.sample(ARBITRARY, concept.classes) if arbitrary else list(rng.choice(concept.answers))
+    words = rng.sample(ARBITRARY, concept.classes) if arbitrary else list(rng.choice(sets))
     blocks = [f"{ask}\n{_format_line(rng, words)}"]
     labels = [i % concept.classes for i in range(shots + concept.classes)]
     rng.shuffle(labels)
@@ -149,7 +150,7 @@ def document(rng: Random, shots: Sequence[int], done: float) -> str:
     concept = rng.choices(CONCEPTS, weights=[c.weight * (done >= c.enters) for c in CONCEPTS])[0]
     count = rng.choice(shots)
     arbitrary = count > 0 and done > ARBITRARY_FROM and rng.random() < ARBITRARY_SHARE
-    return prompt(rng, concept, count, arbitrary)
+    return prompt(rng, concept, count, arbitrary, late=done >= LATE)
 
 
 def documents(
