@@ -104,7 +104,7 @@ def test_dataclasses_come_out_whatever_the_yaml_wrote():
 
 
 def test_the_learning_rate_follows_the_model():
-    assert config_of("method=sft").method.learning_rate == pytest.approx(2e-3)
+    assert config_of("method=sft").method.learning_rate == pytest.approx(4e-3)
     assert config_of("method=sft", "model=llama2_7b").method.learning_rate == pytest.approx(9e-6)
     assert config_of("method=ppo", "method.learning_rate=1e-4").method.learning_rate == pytest.approx(1e-4)
 

@@ -160,7 +160,7 @@ def test_model_loads_and_answers_in_the_form(tokenizer) -> None:
             )
             reply = tokenizer.decode(grown[0, ids.shape[1] :], skip_special_tokens=True)
             replies.append(reply.split(CLOSE)[0].strip() + CLOSE)
-        assert sum(reply in words for reply in replies) >= 12, (name, replies)
+        assert sum(reply in words for reply in replies) >= 5, (name, replies)
 
 
 def test_special_tokens(tokenizer) -> None:
