@@ -9,7 +9,8 @@ from composing import run_of
 
 from nlu_ppo.run import execute
 
-GAIN = {"sft": 15.0, "ppo": 10.0}  # points over zero-shot, some below what was measured
+# Points over zero-shot. The goal is 20 for both; PPO reaches 18 (README), so these bars are below the goal.
+GAIN = {"sft": 15.0, "ppo": 10.0}
 
 
 def score(folder: Path, method: str, *more: str) -> float:
