@@ -6,24 +6,76 @@ from hypothesis import strategies as st
 
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.tasks import TASKS, Kind, parse_answer
-from nlu_ppo.tasks.answers import normalize_answer
+from nlu_ppo.tasks.answers import _essence, normalize_answer
 
+# Also halves of surrogate pairs, which a tokenizer's decoding can leave.
+ANY_TEXT = st.text(st.characters())
+MARKS = " \t\n\u00a0.,;:!?\"'*`()[]“”"
 CLASSES = [task for task in TASKS.values() if task.kind is Kind.CLASSIFY]
 ALL = sorted(TASKS)
 
 
-@given(st.sampled_from(ALL), st.text())
-def test_no_text_raises(task, text):
-    parse_answer(task, text)
-    parse_answer(task, text + "</Judgement>" + text)
-    parse_answer(task, text, candidates=(text, "a"))
+@given(st.sampled_from(ALL), ANY_TEXT, ANY_TEXT)
+def test_no_text_raises(task, text, other):
+    for completion in (text, f"{text}</Judgement>{other}", f"{other}</Judgement>", f"4{text}", f"{text}4.5"):
+        for candidates in (None, (), (other, "a"), (text, other)):
+            answer = parse_answer(task, completion, candidates)
+            assert answer is None or isinstance(answer, (int, float, str))
+
+
+@given(st.sampled_from(ALL), ANY_TEXT)
+def test_an_answer_is_always_a_legal_one(task, text):
+    record, answer = TASKS[task], parse_answer(task, text)
+    if answer is None:
+        return
+    if record.kind is Kind.CLASSIFY:
+        assert answer in range(len(record.labels))
+    elif record.kind is Kind.REGRESS:
+        assert record.low <= answer <= record.high
+    else:
+        assert any(char.isalnum() for char in answer)
+
+
+@given(
+    st.sampled_from([task for task in TASKS.values() if task.kind is Kind.REGRESS]),
+    st.data(),
+    # A sign, point or comma in front would belong to the number.
+    st.text(" \t\n\u00a0\"'*`()[]“”:", max_size=5),
+    st.text(MARKS.replace(";", ""), max_size=5),
+    st.sampled_from(["", "</Judgement>", "</Judgement>3.0"]),
+)
+def test_numbers_survive_blanks_and_punctuation(task, data, before, after, tail):
+    word = data.draw(st.sampled_from(task.answers(None)))
+    for spelling in (word, word.replace(".", ",")):
+        assert parse_answer(task, before + spelling + after + tail) == float(word)
+    gold = data.draw(st.floats(task.low, task.high))
+    assert abs(parse_answer(task, before + task.verbalize(gold) + after + tail) - gold) <= 0.1 + 1e-9
+
+
+NAMES = st.text(st.sampled_from("abcXYZ éÖñ 019.-'’&"), min_size=1, max_size=12).map(
+    lambda name: " ".join(name.split())
+)
+
+
+@given(
+    st.lists(NAMES, min_size=1, max_size=6, unique_by=_essence).filter(
+        lambda names: all(map(_essence, names))
+    ),
+    st.sampled_from([str.lower, str.upper, str.title, str]),
+    st.text(MARKS, max_size=5),
+    st.text(MARKS, max_size=5),
+    st.sampled_from(["", "</Judgement>", "</Judgement> and more"]),
+)
+def test_candidates_survive_case_blanks_and_punctuation(names, case, before, after, tail):
+    for name in names:
+        assert parse_answer("record", before + case(name) + after + tail, names) == name
 
 
 @given(
     st.sampled_from(CLASSES),
     st.sampled_from([str.lower, str.upper, str.title, str]),
-    st.text(" \t\n\u00a0.,;:!?\"'*`()[]“”", max_size=5),
-    st.text(" \t\n\u00a0.,;:!?\"'*`()[]“”", max_size=5),
+    st.text(MARKS, max_size=5),
+    st.text(MARKS, max_size=5),
     st.sampled_from(["", "</Judgement>", "</Judgement> and more", "</Judgement>Yes</Judgement>"]),
 )
 def test_answer_words_survive_case_blanks_and_punctuation(task, case, before, after, tail):
@@ -133,6 +185,8 @@ def test_choices():
     assert parse_answer("record", " new  york.</Judgement>", names) == "New York"
     assert parse_answer("record", "hague", names) == "The Hague"
     assert parse_answer("record", "US", names) == "U.S."
+    assert parse_answer("record", "“New York”", names) == "New York"
+    assert parse_answer("record", "The", ("A", "The Hague")) == "The"  # without articles, nothing to match
     assert parse_answer("record", "York", names) == "York"  # the metric gives it partial credit
     assert parse_answer("record", "New  York") == "New York"
     assert parse_answer("record", " ... </Judgement>x", names) is None

@@ -92,11 +92,16 @@ def _choice(text: str, candidates: Sequence[str] | None) -> str | None:
     if candidates:
         if answer in candidates:
             return answer
-        wanted = normalize_record_answer(answer)
+        wanted = _essence(answer)
         for candidate in candidates:
-            if normalize_record_answer(candidate) == wanted:
+            if wanted and _essence(candidate) == wanted:  # of "the" and "a" nothing is left to compare
                 return candidate
     return answer
+
+
+def _essence(text: str) -> str:
+    """As the metric compares; it only knows ASCII punctuation, so that of other scripts goes first."""
+    return normalize_record_answer(_trim(text))
 
 
 def is_correct(task: str | Task, answer: Label | None, reference: Label | None) -> bool:
