@@ -1,6 +1,8 @@
 """Official metrics: reference cases, agreement with other implementations, unparsable answers."""
 
 import json
+import re
+import string
 import time
 
 import numpy as np
@@ -33,7 +35,8 @@ def our_name(task: str) -> str:
 
 
 def test_reference_cases(cases):
-    assert cases["cases"]
+    # No task of the file goes without a case, so that a renamed one can't drop out in silence.
+    assert {case["task"] for case in cases["cases"]} == cases["metrics"].keys() == cases["labels"].keys()
     for case in cases["cases"]:
         found = score(
             our_name(case["task"]),
@@ -100,6 +103,121 @@ def test_agrees_with_scipy(seed):
     found = score("stsb", said, gold)
     assert found["pearson"] == pytest.approx(stats.pearsonr(said, gold).statistic, abs=1e-12)
     assert found["spearman"] == pytest.approx(stats.spearmanr(said, gold).statistic, abs=1e-12)
+
+
+def with_gaps(rng, said, share):
+    """Predictions with some unparsable ones among them."""
+    return [None if rng.random() < share else value for value in said.tolist()]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_agrees_with_sklearn_and_scipy_where_answers_are_missing(seed, share):
+    """The rule for unparsable answers is put into the predictions, the metric is the library's."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 300))
+    gold, said = rng.integers(0, 2, n), with_gaps(rng, rng.integers(0, 2, n), share)
+    filled = [1 - g if s is None else s for s, g in zip(said, gold.tolist(), strict=True)]
+    wrong = [2 if s is None else s for s in said]
+    assert score("cola", said, gold)["matthews"] == pytest.approx(
+        sk.matthews_corrcoef(gold, filled), abs=1e-12
+    )
+    found = score("mrpc", said, gold)
+    assert found["f1"] == pytest.approx(sk.f1_score(gold, filled, zero_division=0), abs=1e-12)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(gold, wrong), abs=1e-12)
+    assert found["score"] == pytest.approx((found["f1"] + found["accuracy"]) / 2, abs=1e-12)
+
+    gold, said = rng.integers(0, 3, n), with_gaps(rng, rng.integers(0, 3, n), share)
+    other = [-1 if s is None else s for s in said]
+    macro = sk.f1_score(gold, other, labels=[0, 1, 2], average="macro", zero_division=0)
+    assert score("cb", said, gold)["f1_macro"] == pytest.approx(macro, abs=1e-12)
+    assert score("cb", said, gold)["accuracy"] == pytest.approx(sk.accuracy_score(gold, other), abs=1e-12)
+    assert score("ax", said, gold)["matthews"] == pytest.approx(sk.matthews_corrcoef(gold, other), abs=1e-12)
+
+    numbers, said = rng.uniform(0, 5, n), with_gaps(rng, rng.integers(0, 26, n) / 5, share)
+    filled = [2.5 if s is None else s for s in said]
+    found = score("stsb", said, numbers)
+    constant = len(set(filled)) == 1
+    assert found["pearson"] == pytest.approx(
+        0.0 if constant else stats.pearsonr(filled, numbers).statistic, abs=1e-12
+    )
+    assert found["spearman"] == pytest.approx(
+        0.0 if constant else stats.spearmanr(filled, numbers).statistic, abs=1e-12
+    )
+
+
+def multirc_by_the_book(said, gold, questions):
+    """F1 over all answers of the split, and the share of questions without a wrong answer."""
+    hits = sum(s == 1 and g == 1 for s, g in zip(said, gold, strict=True))
+    false_alarms = sum(g == 0 and s != 0 for s, g in zip(said, gold, strict=True))
+    misses = sum(g == 1 and s != 1 for s, g in zip(said, gold, strict=True))
+    precision = hits / (hits + false_alarms) if hits else 0.0
+    recall = hits / (hits + misses) if hits else 0.0
+    right = dict.fromkeys(questions, True)
+    for s, g, q in zip(said, gold, questions, strict=True):
+        right[q] = right[q] and s == g
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return {"f1a": f1, "em": sum(right.values()) / len(right)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_multirc_agrees_with_its_description(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 200))
+    gold = rng.integers(0, 2, n).tolist()
+    said = [
+        g if rng.random() < 0.7 else s
+        for g, s in zip(gold, with_gaps(rng, 1 - np.array(gold), 0.3), strict=True)
+    ]
+    questions = [(int(q) // 3, int(q)) for q in rng.integers(0, max(1, n // 4), n)]
+    expected = multirc_by_the_book(said, gold, questions)
+    found = score("multirc", said, gold, questions)
+    assert found == pytest.approx({**expected, "score": (expected["f1a"] + expected["em"]) / 2}, abs=1e-12)
+
+
+def record_by_the_book(said, golds):
+    """The release's own evaluation: best gold per query, then the mean over queries."""
+
+    def normalize(text):
+        text = "".join(c for c in text.lower() if c not in string.punctuation)
+        return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+    def f1(answer, gold):
+        answer, gold = normalize(answer).split(), normalize(gold).split()
+        rest, same = list(gold), 0
+        for token in answer:
+            if token in rest:
+                rest.remove(token)
+                same += 1
+        return (
+            2 * (same / len(answer)) * (same / len(gold)) / (same / len(answer) + same / len(gold))
+            if same
+            else 0.0
+        )
+
+    f1s = [max(f1(s, g) for g in gs) if s is not None else 0.0 for s, gs in zip(said, golds, strict=True)]
+    ems = [
+        max(normalize(s) == normalize(g) for g in gs) if s is not None else 0.0
+        for s, gs in zip(said, golds, strict=True)
+    ]
+    return {"f1": sum(f1s) / len(f1s), "em": sum(ems) / len(ems)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_record_agrees_with_its_description(seed):
+    rng = np.random.default_rng(seed)
+    words = ["The", "Hague", "hague", "U.S.", "US", "New", "York", "York's", "An", "Al-Qaeda", "é", "—"]
+
+    def name():
+        return " ".join(rng.choice(words, int(rng.integers(1, 5))))
+
+    n = int(rng.integers(1, 100))
+    golds = [tuple(name() for _ in range(int(rng.integers(1, 4)))) for _ in range(n)]
+    said = [None if rng.random() < 0.2 else gs[0] if rng.random() < 0.3 else name() for gs in golds]
+    expected = record_by_the_book(said, golds)
+    for task in ("record", "record_yesno"):
+        found = score(task, said, golds)
+        assert found == pytest.approx({**expected, "score": (expected["f1"] + expected["em"]) / 2}, abs=1e-12)
 
 
 # -- unparsable answers -------------------------------------------------------------------------------------
