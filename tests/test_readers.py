@@ -113,6 +113,18 @@ def test_qqp_broken_rows_of_the_release_are_left_out_as_on_the_hub(tmp_path):
         raw("qqp", tmp_path)
 
 
+def test_an_empty_text_is_a_text(tmp_path):
+    put(tmp_path, "glue/QQP/dev.tsv", QQP + "1\t1\t2\tA?\t\t0\n")
+    assert raw("qqp", tmp_path)[0].fields == {"question1": "A?", "question2": ""}
+
+
+def test_a_test_row_with_too_many_columns_is_an_error_and_not_dropped(tmp_path):
+    # Left out silently, it would shift the answers of all later rows in a submission.
+    put(tmp_path, "glue/QNLI/test.tsv", "index\tquestion\tsentence\n0\tQ?\tS\n1\tQ?\tS\tS\n")
+    with pytest.raises(DataError, match=r"test\.tsv:3: 4 columns instead of 3"):
+        raw("qnli", tmp_path, "test")
+
+
 def test_wnli_and_rte_labels_run_opposite_ways(tmp_path):
     put(tmp_path, "glue/WNLI/dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t1\n")
     put(tmp_path, "glue/RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tentailment\n")
@@ -148,6 +160,14 @@ def test_stsb_scores(tmp_path):
 
 
 # -- JSON lines ---------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_and_odd_line_separators_within_json(tmp_path):
+    row = '{"premise": "a\u2028b\u0085c", "hypothesis": "NA", "label": "neutral", "idx": 0}\r\n'
+    put(tmp_path, "superglue/CB/val.jsonl", "\ufeff" + row + "\n" + row.replace('"idx": 0', '"idx": 1'))
+    examples = raw("cb", tmp_path)
+    assert [e.id for e in examples] == ["validation-0", "validation-1"]
+    assert examples[0].fields == {"premise": "a\u2028b\u0085c", "hypothesis": "NA"}
 
 
 def test_boolq_question_mark_and_json_booleans(tmp_path):
@@ -225,6 +245,8 @@ def test_wic_marks_the_form(tmp_path):
             7,
             "Bo put [the cup] with tea to use *it* again",
         ),
+        # The word at the index holds the pronoun, though it stands alone elsewhere.
+        ("Al hurt himself, so Bo helped him", "Al", 0, "him", 2, "[Al] hurt *him*self, so Bo helped him"),
         # Case, a full stop and a line break in the span.
         ("Then the dog ran; it hid", "The dog.", 1, "it", 4, "Then [the dog] ran; *it* hid"),
         ("My old car is red, it is fast", "old\ncar", 1, "it", 5, "My [old car] is red, *it* is fast"),
@@ -335,6 +357,12 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path, caplog):
     assert [e.id for e in examples] == ["validation-0", "validation-3"]  # the numbers stay those of the file
     assert "skipped 2 bad rows" in caplog.text
     assert "dev.tsv:3" in caplog.text
+    bad_rows: list[str] = []
+    raw("sst2", tmp_path, on_bad_row="skip", bad_rows=bad_rows)
+    assert [message.partition(": ")[0].rpartition("/")[2] for message in bad_rows] == [
+        "dev.tsv:3",
+        "dev.tsv:4",
+    ]
     put(tmp_path, "glue/SST-2/dev.tsv", "sentence\tlabel\nshort\n")
     with pytest.raises(DataError, match=r"empty.*1 bad ones were skipped"):
         raw("sst2", tmp_path, on_bad_row="skip")
@@ -447,6 +475,18 @@ def test_hub_test_rows_are_unlabelled(tmp_path):
     assert hub("sst2", hub_table(tmp_path, "sst2", "test", rows), "test")[0].label is None
     with pytest.raises(DataError, match=r"row 0: no label, but split 'train'"):
         hub("sst2", hub_table(tmp_path, "sst2", "train", rows), "train")
+    rows = [{"sentence1": "A", "sentence2": "B", "label": -1.0, "idx": 0}]
+    assert hub("stsb", hub_table(tmp_path, "stsb", "test", rows), "test")[0].label is None
+    rows = [{"premise": "A", "hypothesis": "B", "label": -1, "idx": 0}]
+    assert hub("ax", hub_table(tmp_path, "ax", "test", rows), "test")[0].label is None
+    query = {"passage": "Al", "query": "@placeholder", "entities": ["Al"], "idx": {"passage": 0, "query": 0}}
+    rows = [{**query, "answers": []}]
+    assert hub("record", hub_table(tmp_path, "record", "test", rows), "test")[0].label is None
+
+
+def test_mrpc_has_its_test_labels_on_the_hub(tmp_path):
+    rows = [{"sentence1": "A", "sentence2": "B", "label": 1, "idx": 0}]
+    assert hub("mrpc", hub_table(tmp_path, "mrpc", "test", rows), "test")[0].label == 1
 
 
 def test_hub_labels_go_by_name_not_by_number(tmp_path):

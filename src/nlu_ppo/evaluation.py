@@ -19,13 +19,18 @@ from nlu_ppo.statistics import bootstrap_interval
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.metrics import Scorer, score
 from nlu_ppo.tasks.record import Example, Kind, Label, Task
+from nlu_ppo.tasks.reduction import Judged, judge
 
 SPARE_TOKENS = 4  # room for an answer that is not worded as the longest legal one
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. `metrics` are fractions, `score`, `interval` and `likelihood` percent."""
+    """What an evaluation found. `metrics` are fractions, `score`, `interval` and `likelihood` percent.
+
+    `n`, `unparsable` and `predictions` count what is scored: examples, or the questions that they make up.
+    `shortened` counts prompts.
+    """
 
     metrics: dict[str, float]
     score: float
@@ -43,11 +48,8 @@ class Evaluation:
 def longest_answer(prompter: Prompter, examples: Sequence[Example]) -> int:
     """Tokens that the longest legal completion of the examples takes, with a few to spare."""
     task = prompter.task
-    answers = (
-        set(task.answers(examples[0]))
-        if task.kind is not Kind.CHOOSE
-        else {a for example in examples for a in task.answers(example)}
-    )
+    asked = examples if task.kind is Kind.CHOOSE else examples[:1]  # elsewhere all have the same answers
+    answers = {answer for example in asked for answer in task.answers(example)}
     return max(len(prompter.completion_ids(prompter.close(a))) for a in answers) + SPARE_TOKENS
 
 
@@ -78,41 +80,76 @@ def evaluate(
     answers = [
         parse_answer(task, text, example.candidates) for text, example in zip(texts, examples, strict=True)
     ]
-    likely = _most_likely(policy, prompter, examples, ids, config, progress) if config.likelihood else None
-    predictions = [
-        {
-            "id": example.id,
-            "prompt_sha": hashlib.sha256(prompt.text.encode()).hexdigest()[:16],
-            "completion": text,
-            "label": answer,
-            "reference": example.label,
-            "correct": is_correct(task, answer, example.label),
-            **({"group": example.group} if example.group is not None else {}),
-            **({"likely": likely[i]} if likely is not None else {}),
-        }
-        for i, (example, prompt, text, answer) in enumerate(
-            zip(examples, prompts, texts, answers, strict=True)
-        )
-    ]
-    metrics = score_answers_of(task, answers, examples)
-    if likely is not None:
-        metrics |= {f"likelihood/{k}": v for k, v in score_answers_of(task, likely, examples).items()}
+    judged = judge(task, examples, answers)
+    metrics = _metrics(judged)
+    likely = None
+    if config.likelihood:
+        labels, strengths = _most_likely(policy, prompter, examples, ids, config, progress)
+        likely = judge(task, examples, labels, strengths)
+        metrics |= {f"likelihood/{k}": v for k, v in _metrics(likely).items()}
+    hashes = [hashlib.sha256(prompt.text.encode()).hexdigest()[:16] for prompt in prompts]
     return Evaluation(
         metrics=metrics,
         score=100 * metrics["score"],
-        interval=_interval(task, answers, examples, config.bootstrap_samples),
+        interval=_interval(judged, config.bootstrap_samples),
         likelihood=100 * metrics["likelihood/score"] if likely is not None else None,
-        unparsable=sum(a is None for a in answers),
+        unparsable=sum(a is None for a in judged.answers),
         shortened=sum(p.shortened for p in prompts),
-        predictions=predictions,
+        predictions=_predictions(judged, likely, examples, hashes, texts, answers),
     )
+
+
+def _predictions(
+    judged: Judged,
+    likely: Judged | None,
+    examples: Sequence[Example],
+    hashes: Sequence[str],
+    texts: Sequence[str],
+    answers: Sequence[Label | None],
+) -> list[dict[str, Any]]:
+    """One line per scored answer. A question's shows the item that gave its answer, and all its items."""
+    lines = []
+    for number, (example, answer, rows) in enumerate(
+        zip(judged.examples, judged.answers, judged.rows, strict=True)
+    ):
+        line: dict[str, Any] = {
+            "id": example.id,
+            "prompt_sha": hashes[rows[0]],
+            "completion": texts[rows[0]],
+            "label": answer,
+            "reference": example.label,
+            "correct": is_correct(judged.task, answer, example.label),
+        }
+        if example.group is not None:
+            line["group"] = example.group
+        if likely is not None:
+            line["likely"] = likely.answers[number]
+        if judged.examples is not examples:
+            line["items"] = [
+                {
+                    "id": examples[i].id,
+                    "candidate": examples[i].candidates[0],
+                    "prompt_sha": hashes[i],
+                    "completion": texts[i],
+                    "label": answers[i],
+                    "reference": examples[i].label,
+                }
+                for i in sorted(rows)
+            ]
+        lines.append(line)
+    return lines
 
 
 def score_answers_of(
     task: Task, answers: Sequence[Label | None], examples: Sequence[Example]
 ) -> dict[str, float]:
     """The task's metrics (fractions) of `answers` to `examples`."""
-    return score(task, answers, [e.label for e in examples], [e.group for e in examples])
+    return _metrics(judge(task, examples, answers))
+
+
+def _metrics(judged: Judged) -> dict[str, float]:
+    examples = judged.examples
+    return score(judged.task, judged.answers, [e.label for e in examples], [e.group for e in examples])
 
 
 def majority_score(task: Task, train_labels: Sequence[Label], examples: Sequence[Example]) -> float | None:
@@ -135,8 +172,12 @@ def _most_likely(
     ids: Sequence[Sequence[int]],
     config: EvalConfig,
     progress: str | None,
-) -> list[Label | None]:
-    """The legal answer of highest likelihood, per example."""
+) -> tuple[list[Label | None], list[float]]:
+    """The legal answer of highest likelihood per example, and how probable the last of the legal ones is.
+
+    Of yes and no, that is the probability of yes among the two: what the model gives to other texts says
+    something of format, and nothing of the candidate.
+    """
     task = prompter.task
     words = [task.answers(e) for e in examples]
     tokens = {w: prompter.completion_ids(prompter.close(w)) for w in {w for ws in words for w in ws}}
@@ -148,16 +189,18 @@ def _most_likely(
         progress=f"{progress}, likelihood" if progress else None,
     )
     best = [ws[max(range(len(ws)), key=row.__getitem__)] for ws, row in zip(words, scores, strict=True)]
-    return [parse_answer(task, word, e.candidates) for word, e in zip(best, examples, strict=True)]
+    labels: list[Label | None] = [
+        parse_answer(task, word, e.candidates) for word, e in zip(best, examples, strict=True)
+    ]
+    return labels, [row[-1] - float(np.logaddexp.reduce(row)) for row in scores]
 
 
-def _interval(
-    task: Task, answers: Sequence[Label | None], examples: Sequence[Example], samples: int
-) -> tuple[float, float]:
+def _interval(judged: Judged, samples: int) -> tuple[float, float]:
     """95% bootstrap interval of the score (percent) over examples, whole groups where items are grouped."""
 
+    examples = judged.examples
     groups = [e.group for e in examples]
-    scorer = Scorer(task, answers, [e.label for e in examples], groups)
+    scorer = Scorer(judged.task, judged.answers, [e.label for e in examples], groups)
     grouped = groups[0] is not None
     low, high = bootstrap_interval(
         scorer.score, groups if grouped else len(examples), samples=samples, fresh_groups=grouped

@@ -29,8 +29,10 @@ from nlu_ppo.tracking.picture import draw_run
 
 if TYPE_CHECKING:
     from nlu_ppo.evaluation import Evaluation
+    from nlu_ppo.tasks.splits import TaskData
 
 ROOT = Path(__file__).parents[2]
+CACHE = ".cache"  # below outputs/: may be removed whenever no run is at work
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
 
 
@@ -125,10 +127,12 @@ def build_run(config: Config, folder: Path) -> Run:
     """
     task = get_task(config.task.name)
     check_source(task, config.task)
-    if isinstance(config.method, TrainingConfig) and not task.trainable:
+    if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
+        owner = task.train_on or "another task"
         raise ConfigError(
-            f"task={task.name} has no training split: train on mnli (for ax) or rte (for axb, axg), or "
-            f"evaluate with method=zero_shot"
+            f"task={task.name} has no training split, so method={config.method.name} can't be used: train "
+            f"with task={owner}, then evaluate with task={task.name} method=zero_shot "
+            f"model.adapter=<folder of that run>/adapter"
         )
     if isinstance(config.method, PPOConfig):
         get_reward(config.reward, task)
@@ -213,7 +217,9 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
-    data = load_task(get_task(config.task.name), config.task)
+    scratch = Path(config.outputs) / CACHE
+    data = load_task(get_task(config.task.name), config.task, scratch)
+    _report_bad_rows(data)
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
     prompter = Prompter(data.task, policy.tokenizer, config.model.layout)
@@ -240,6 +246,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         "seed": config.seed,
         **_headline(headline, evaluations),
         "majority": majority_score(data.task, data.train_labels, data.evaluation[split]),
+        "skipped_rows": {split: len(rows) for split, rows in data.bad_rows.items()},
         "best": recorder.best,
         "seconds": clock.laps,
         "samples_per_second": trained / max(clock.laps["fit" if run.trains else "evaluate"], 1e-9),
@@ -247,6 +254,13 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def _report_bad_rows(data: TaskData) -> None:
+    """Rows that were left out are said on the console: a score on fewer examples is another score."""
+    for split, rows in data.bad_rows.items():
+        if rows:
+            print(f"task {data.task.name}, split {split}: skipped {len(rows)} bad rows; first: {rows[0]}")
 
 
 def _headline(first: Evaluation, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -39,25 +39,26 @@ def demonstrations(
     if choice == "first":
         return list(train[:k])
     generator = random.Random(seed)
-    shuffled = list(train)
-    generator.shuffle(shuffled)
+    rows = list(range(len(train)))
+    generator.shuffle(rows)
     if choice == "random":
-        return shuffled[:k]
-    piles: dict[object, list[Example]] = defaultdict(list)
-    numbers = sorted(float(e.label) for e in train) if kind is Kind.REGRESS else []  # type: ignore[arg-type]
-    for example in shuffled:
+        return [train[row] for row in rows[:k]]
+    piles: dict[object, list[int]] = defaultdict(list)
+    labels = [example.label for example in train]
+    numbers = sorted(map(float, labels)) if kind is Kind.REGRESS else []  # type: ignore[arg-type]
+    for row in rows:
         if numbers:
             third, two_thirds = numbers[len(numbers) // 3], numbers[2 * len(numbers) // 3]
-            value = float(example.label)  # type: ignore[arg-type]
-            piles[(value >= third) + (value >= two_thirds)].append(example)
+            value = float(labels[row])  # type: ignore[arg-type]
+            piles[(value >= third) + (value >= two_thirds)].append(row)
         else:
-            piles[example.label].append(example)
+            piles[labels[row]].append(row)
     order = sorted(piles, key=str)
     generator.shuffle(order)
-    picked: list[Example] = []
+    picked: list[int] = []
     while len(picked) < k:
         for label in order:
             if piles[label] and len(picked) < k:
                 picked.append(piles[label].pop())
     generator.shuffle(picked)  # or the order of labels would be a pattern to copy
-    return picked
+    return [train[row] for row in picked]

@@ -67,9 +67,8 @@ class PPOTrainer:
         self._resume()
         if self.step == 0 and self.selector.due(0, last=False):
             self.selector.score(0, 0)
-        stream = itertools.islice(
-            epochs(self.train_examples, self.setting.config.seed), self.examples_seen, None
-        )
+        order = epochs(len(self.train_examples), self.setting.config.seed)
+        stream = (self.train_examples[row] for row in itertools.islice(order, self.examples_seen, None))
         with bar(total=self.steps, initial=self.step, desc="ppo", unit="step") as shown:
             while self.step < self.steps:
                 batch = list(itertools.islice(stream, self.config.batch_size))

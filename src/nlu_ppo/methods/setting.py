@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,8 @@ class Setting:
     @property
     def completion_limit(self) -> int:
         """Longest completion in tokens that any step of this run may write."""
-        examples = [e for split in self.data.evaluation.values() for e in split] + self.data.train
-        fitting = longest_answer(self.prompter, examples)
+        splits = [split for split in (*self.data.evaluation.values(), self.data.train) if split]
+        fitting = max(longest_answer(self.prompter, split) for split in splits)
         wanted = [self.config.eval.max_new_tokens, getattr(self.config.method, "max_new_tokens", None)]
         return max(w or fitting for w in wanted)
 
@@ -57,7 +57,7 @@ class Setting:
         return self
 
 
-def training_examples(setting: Setting) -> list[Example]:
+def training_examples(setting: Setting) -> Sequence[Example]:
     """The task's training examples.
 
     Raises:
@@ -70,11 +70,11 @@ def training_examples(setting: Setting) -> list[Example]:
     return setting.data.train
 
 
-def epochs(examples: list[Example], seed: int) -> Iterator[Example]:
-    """Endless passes over `examples`, each in its own order; the whole order follows from the seed."""
+def epochs(size: int, seed: int) -> Iterator[int]:
+    """Endless passes over `size` examples, each in its own order; the whole order follows from the seed."""
     number = 0
     while True:
-        order = list(examples)
+        order = list(range(size))
         random.Random(f"{seed}/{number}").shuffle(order)
         yield from order
         number += 1

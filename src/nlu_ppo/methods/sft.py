@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def fit(setting: Setting) -> Setting:
     return finished(setting, steps * method.batch_size)
 
 
-def tokenized(prompter: Prompter, examples: list[Example], loss_on: str) -> Dataset:
+def tokenized(prompter: Prompter, examples: Sequence[Example], loss_on: str) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt, completion, end of sequence.
 
     The loss counts the completion and the end of sequence, or (`all`) the prompt as well.

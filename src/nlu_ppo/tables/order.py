@@ -11,7 +11,7 @@ BASELINE = "zero_shot"
 # As the benchmarks' own leaderboards list them.
 _TASKS = (
     *("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"),
-    *("boolq", "cb", "copa", "multirc", "record", "wic", "wsc", "axb", "axg"),
+    *("boolq", "cb", "copa", "multirc", "record", "record_yesno", "wic", "wsc", "axb", "axg"),
     *("glue", "superglue", "toy_sentiment", "toy_nli"),
 )
 # From no training to the most.

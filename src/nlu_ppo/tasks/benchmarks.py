@@ -32,6 +32,10 @@ def _superglue(config: str, splits: tuple[str, ...] = _THREE) -> HubSource:
     return HubSource(_SUPERGLUE[0], config, _SUPERGLUE[1], {s: s for s in splits})
 
 
+def _sizes(*counts: int) -> dict[str, int]:
+    return dict(zip(_THREE, counts, strict=True))
+
+
 def _tsv(folder: str) -> dict[str, tuple[str, ...]]:
     names = {"train": "train", "validation": "dev", "test": "test"}
     return {split: (f"glue/{folder}/{name}.tsv",) for split, name in names.items()}
@@ -56,6 +60,7 @@ COLA = Task(
     columns=("sentence",),
     hub=_glue("cola"),
     raw=RawSource(_tsv("CoLA"), _DIGITS, header=_COLA_FILE),
+    sizes=_sizes(8551, 1043, 1063),
 )
 
 SST2 = Task(
@@ -70,6 +75,7 @@ SST2 = Task(
     columns=("sentence",),
     hub=_glue("sst2"),
     raw=RawSource(_tsv("SST-2"), _DIGITS),
+    sizes=_sizes(67_349, 872, 1821),
 )
 
 MRPC = Task(
@@ -91,6 +97,7 @@ MRPC = Task(
         label_columns=("Quality",),
         shared_file=("glue/MRPC/msr_paraphrase_train.txt", "glue/MRPC/mrpc_dev_ids.tsv"),
     ),
+    sizes=_sizes(3668, 408, 1725),
 )
 
 STSB = Task(
@@ -108,6 +115,7 @@ STSB = Task(
     columns=("sentence1", "sentence2"),
     hub=_glue("stsb"),
     raw=RawSource(_tsv("STS-B"), label_columns=("score",)),
+    sizes=_sizes(5749, 1500, 1379),
 )
 
 QQP = Task(
@@ -122,6 +130,7 @@ QQP = Task(
     columns=("question1", "question2"),
     hub=_glue("qqp"),
     raw=RawSource(_tsv("QQP"), _DIGITS, label_columns=("is_duplicate",), short_rows=3),
+    sizes=_sizes(363_846, 40_430, 390_965),
 )
 
 _NLI_INSTRUCTION = (
@@ -165,6 +174,13 @@ MNLI = Task(
         label_columns=("gold_label",),
         no_gold=("-",),
     ),
+    sizes={
+        "train": 392_702,
+        "validation": 9815,
+        "validation_mismatched": 9832,
+        "test": 9796,
+        "test_mismatched": 9847,
+    },
 )
 
 QNLI = Task(
@@ -179,6 +195,7 @@ QNLI = Task(
     columns=("question", "sentence"),
     hub=_glue("qnli"),
     raw=RawSource(_tsv("QNLI"), _ENTAILMENT),
+    sizes=_sizes(104_743, 5463, 5463),
 )
 
 _RTE_INSTRUCTION = "Take the premise to be true. Does the hypothesis follow from it?"
@@ -199,6 +216,7 @@ RTE = Task(
         _ENTAILMENT,
         columns={"sentence1": ("sentence1", "premise"), "sentence2": ("sentence2", "hypothesis")},
     ),
+    sizes=_sizes(2490, 277, 3000),
 )
 
 WNLI = Task(
@@ -216,6 +234,7 @@ WNLI = Task(
     columns=("sentence1", "sentence2"),
     hub=_glue("wnli"),
     raw=RawSource(_tsv("WNLI"), _DIGITS),
+    sizes=_sizes(635, 71, 146),
 )
 
 AX = Task(
@@ -230,6 +249,7 @@ AX = Task(
     columns=("premise", "hypothesis"),
     eval_splits=("test",),
     trainable=False,
+    train_on="mnli",
     hub=_glue("ax", {"test": "test"}),
     raw=RawSource(
         # Only diagnostic-full.tsv has labels; the others are the unlabelled pairs of the server's task.
@@ -244,6 +264,7 @@ AX = Task(
         columns=_NLI_COLUMNS,
         label_columns=("Label", "label"),
     ),
+    sizes={"test": 1104},
 )
 
 # -- SuperGLUE ----------------------------------------------------------------------------------------------
@@ -261,6 +282,7 @@ BOOLQ = Task(
     fields_of=fields.boolq_fields,
     hub=_superglue("boolq"),
     raw=RawSource(_jsonl("BoolQ"), _TRUTH),
+    sizes=_sizes(9427, 3270, 3245),
 )
 
 CB = Task(
@@ -278,6 +300,7 @@ CB = Task(
     columns=("premise", "hypothesis"),
     hub=_superglue("cb"),
     raw=RawSource(_jsonl("CB"), {"entailment": 0, "contradiction": 1, "neutral": 2}),
+    sizes=_sizes(250, 56, 250),
 )
 
 COPA = Task(
@@ -295,6 +318,7 @@ COPA = Task(
     columns=("premise", "choice1", "choice2", "question"),
     hub=_superglue("copa"),
     raw=RawSource(_jsonl("COPA"), _DIGITS),
+    sizes=_sizes(400, 100, 500),
 )
 
 MULTIRC = Task(
@@ -314,6 +338,7 @@ MULTIRC = Task(
     group_of=fields.multirc_group,
     hub=_superglue("multirc"),
     raw=RawSource(_jsonl("MultiRC"), _TRUTH, rows=fields.multirc_rows),
+    sizes=_sizes(27_243, 4848, 9693),
 )
 
 RECORD = Task(
@@ -330,6 +355,35 @@ RECORD = Task(
     fields_of=fields.record_fields,
     hub=_superglue("record"),
     raw=RawSource(_jsonl("ReCoRD"), rows=fields.record_rows),
+    sizes=_sizes(100_730, 10_000, 10_000),
+)
+
+# The second framing of ReCoRD, paper A's: each entity of the passage is put in for @placeholder, and the model
+# says whether it belongs there. A query's answers are put together to one entity, so that the metrics are those
+# of RECORD. Trained on are one true and one false entity of each query: with all of them (10 to 20), nine
+# answers of ten would be "No", which PPO learns to say always. They are drawn once and not anew in every
+# epoch, so that all methods and seeds train on the same examples.
+RECORD_YESNO = Task(
+    name="record_yesno",
+    benchmark="super_glue",
+    kind=Kind.CLASSIFY,
+    instruction=(
+        "Read a news text and a statement about it in which a missing name was filled in. "
+        "Is it the right name?"
+    ),
+    template="Text: {passage}\nStatement: {query}",
+    labels=("False", "True"),
+    verbalizers=("No", "Yes"),
+    metrics=RECORD.metrics,
+    columns=("passage", "query", "candidate"),
+    fields_of=fields.record_yesno_fields,
+    items_of=fields.record_items,
+    group_of=fields.record_group,
+    judged_as=RECORD,
+    train_rows=fields.one_of_each_label,
+    hub=RECORD.hub,
+    raw=RawSource(_jsonl("ReCoRD"), _DIGITS, rows=fields.record_rows),
+    sizes=_sizes(100_730, 10_000, 10_000),
 )
 
 WIC = Task(
@@ -348,6 +402,7 @@ WIC = Task(
     fields_of=fields.wic_fields,
     hub=_superglue("wic"),
     raw=RawSource(_jsonl("WiC"), _TRUTH),
+    sizes=_sizes(5428, 638, 1400),
 )
 
 WSC = Task(
@@ -366,6 +421,7 @@ WSC = Task(
     fields_of=fields.wsc_fields,
     hub=_superglue("wsc.fixed"),
     raw=RawSource(_jsonl("WSC"), _TRUTH, rows=fields.wsc_rows),
+    sizes=_sizes(554, 104, 146),
 )
 
 # AX-b and AX-g are answered by a model trained on RTE, hence with RTE's words.
@@ -381,8 +437,10 @@ AXB = Task(
     columns=("sentence1", "sentence2"),
     eval_splits=("test",),
     trainable=False,
+    train_on="rte",
     hub=_superglue("axb", ("test",)),
     raw=RawSource({"test": ("superglue/AX-b/AX-b.jsonl",)}, _ENTAILMENT),
+    sizes={"test": 1104},
 )
 
 AXG = Task(
@@ -398,11 +456,13 @@ AXG = Task(
     group_of=fields.axg_group,
     eval_splits=("test",),
     trainable=False,
+    train_on="rte",
     hub=_superglue("axg", ("test",)),
     raw=RawSource({"test": ("superglue/AX-g/AX-g.jsonl",)}, _ENTAILMENT),
+    sizes={"test": 356},
 )
 
 _GLUE_TASKS = (COLA, SST2, MRPC, STSB, QQP, MNLI, QNLI, RTE, WNLI, AX)
-_SUPERGLUE_TASKS = (BOOLQ, CB, COPA, MULTIRC, RECORD, WIC, WSC, AXB, AXG)
+_SUPERGLUE_TASKS = (BOOLQ, CB, COPA, MULTIRC, RECORD, RECORD_YESNO, WIC, WSC, AXB, AXG)
 
 BENCHMARK_TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE_TASKS, *_SUPERGLUE_TASKS)}

@@ -6,15 +6,17 @@ object of the SuperGLUE release.
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nlu_ppo.tasks.record import Row
+from nlu_ppo.tasks.record import Example, Row
 
 _HIGHLIGHT = re.compile(r"\s*@highlight\s*")
 _BREAKS = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _BOLD = re.compile(r"</?b>", re.IGNORECASE)
+_PLACEHOLDER = "@placeholder"
 
 
 class RowError(ValueError):
@@ -86,18 +88,22 @@ def _find_span(text: str, span: str, index: int) -> tuple[int, int] | None:
     """Character range of the occurrence of `span` nearest to word number `index` (words between blanks).
 
     Known faults of the release that this survives: other case, a final full stop, a line break for a blank,
-    a word glued to punctuation, an index one word off. Whole words are preferred to parts of words.
+    a word glued to punctuation, an index one word off. The word at the index counts even if it only contains
+    the span; elsewhere whole words are preferred to parts of words.
     """
     pattern = r"\s+".join(re.escape(word) for word in span.strip().rstrip(".").split())
     if not pattern:
         return None
     starts = [m.start() for m in re.finditer(r"\S+", text)]
-    for whole in (rf"(?<!\w){pattern}(?!\w)", pattern):
-        found = [m.span() for m in re.finditer(whole, text, re.IGNORECASE)]
-        if found:
-            # The number of the word that a range begins in, counted as the release counts.
-            return min(found, key=lambda r: abs(sum(s <= r[0] for s in starts) - 1 - index))
-    return None
+    whole = {m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)}
+    found = whole | {m.span() for m in re.finditer(pattern, text, re.IGNORECASE)}
+
+    def rank(span: tuple[int, int]) -> tuple[bool, bool, int, int]:
+        # The number of the word that a range begins in, counted as the release counts.
+        distance = abs(sum(start <= span[0] for start in starts) - 1 - index)
+        return distance > 0, span not in whole, distance, span[0]
+
+    return min(found, key=rank, default=None)
 
 
 def _word_at(text: str, index: int) -> tuple[int, int]:
@@ -141,12 +147,14 @@ def multirc_group(idx: Row) -> tuple[int, int]:
 def record_rows(item: Row) -> Iterator[Row]:
     """One row per query. The release's `end` is the last character, not one behind it."""
     text = item["passage"]["text"]
-    entities = sorted({text[e["start"] : e["end"] + 1] for e in item["passage"]["entities"]})
+    spans = [(text[e["start"] : e["end"] + 1], e["start"]) for e in item["passage"]["entities"]]
+    entities = sorted({entity for entity, _ in spans})
     for qa in item["qas"]:
         row: dict[str, Any] = {
             "passage": text,
             "query": qa["query"],
             "entities": entities,
+            "entity_spans": {"text": [entity for entity, _ in spans], "start": [start for _, start in spans]},
             "idx": {"passage": item["idx"], "query": qa["idx"]},
         }
         if "answers" in qa:
@@ -155,14 +163,18 @@ def record_rows(item: Row) -> Iterator[Row]:
 
 
 def record_fields(row: Row) -> dict[str, str]:
-    """Joins the passage's highlights into it as sentences and lists the candidates one per line."""
-    parts = [part.strip() for part in _HIGHLIGHT.split(row["passage"]) if part.strip()]
-    passage = " ".join(part + "." if part[-1].isalnum() else part for part in parts)
+    """Lists the candidates one per line."""
     return {
-        "passage": passage,
+        "passage": _record_passage(row),
         "entities": "\n".join(f"- {entity}" for entity in record_candidates(row)),
         "query": row["query"].strip(),
     }
+
+
+def _record_passage(row: Row) -> str:
+    """The whole passage, its highlights joined into it as sentences."""
+    parts = [part.strip() for part in _HIGHLIGHT.split(row["passage"]) if part.strip()]
+    return " ".join(part + "." if part[-1].isalnum() else part for part in parts)
 
 
 def record_candidates(row: Row) -> tuple[str, ...]:
@@ -173,6 +185,43 @@ def record_candidates(row: Row) -> tuple[str, ...]:
 def record_answers(row: Row) -> tuple[str, ...] | None:
     """All gold spellings, sorted; `None` on the unlabelled test split."""
     return tuple(sorted({_squeeze(answer) for answer in row.get("answers") or ()} - {""})) or None
+
+
+def record_items(row: Row) -> Iterator[Row]:
+    """One row per candidate of a query, in the order in which they first stand in the passage."""
+    if _PLACEHOLDER not in row["query"]:
+        raise RowError(f"the query has no {_PLACEHOLDER} for an entity to be put in")
+    spans, first = row["entity_spans"], dict[str, int]()
+    for entity, start in zip(spans["text"], spans["start"], strict=True):
+        first[_squeeze(entity)] = min(start, first.get(_squeeze(entity), start))
+    behind = len(row["passage"])
+    answers = record_answers(row)
+    ordered = sorted(record_candidates(row), key=lambda entity: (first.get(entity, behind), entity))
+    for number, entity in enumerate(ordered):
+        item = {**row, "candidate": entity, "idx": {**row["idx"], "candidate": number}}
+        yield item if answers is None else {**item, "label": int(entity in answers)}
+
+
+def record_yesno_fields(row: Row) -> dict[str, str]:
+    """The query with the candidate in the place of the missing name."""
+    query = row["query"].strip().replace(_PLACEHOLDER, row["candidate"])
+    return {"passage": _record_passage(row), "query": query}
+
+
+def record_group(idx: Row) -> tuple[int, int]:
+    return (int(idx["passage"]), int(idx["query"]))
+
+
+def one_of_each_label(examples: Sequence[Example]) -> list[int]:
+    """Of every group one example of each label that it has, at random, but the same ones in every run."""
+    groups: dict[Any, dict[Any, list[int]]] = {}
+    for number, example in enumerate(examples):
+        groups.setdefault(example.group, {}).setdefault(example.label, []).append(number)
+    return sorted(
+        random.Random(f"{group}/{label}").choice(numbers)
+        for group, labels in groups.items()
+        for label, numbers in labels.items()
+    )
 
 
 # -- AX-g ---------------------------------------------------------------------------------------------------

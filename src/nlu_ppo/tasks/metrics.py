@@ -56,7 +56,7 @@ def score(
 
     Args:
         predictions: class ids, numbers or answer strings, as the task has them; `None` = unparsable.
-        references: gold labels; for ReCoRD the accepted answers of each query.
+        references: gold labels; for ReCoRD (in both framings) the accepted answers of each query.
         groups: MultiRC: the question of each answer; AX-g: the pair of each row. Others don't need it.
         impute: what stands in for an unparsable number (STS-B).
 
@@ -87,7 +87,8 @@ class Scorer:
         *,
         impute: float = 2.5,
     ) -> None:
-        self.task = get_task(task)
+        record = get_task(task)
+        self.task = record.judged_as or record
         name = self.task.name
         if len(predictions) != len(references):
             raise ValueError(f"{name}: {len(predictions)} predictions but {len(references)} references")

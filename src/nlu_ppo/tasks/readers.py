@@ -39,6 +39,7 @@ def read_split(
     on_bad_row: str = "error",
     *,
     hub_path: str | Path | None = None,
+    bad_rows: list[str] | None = None,
 ) -> Iterator[Example]:
     """The examples of a split, in the order of the source, one at a time.
 
@@ -48,9 +49,11 @@ def read_split(
         split: "train", "validation", "test"; MNLI also has "validation_mismatched" and "test_mismatched".
         source: "hub", "raw" (files below `data_dir`, as the benchmarks release them) or "generated" (toys).
             By default the hub, for generated tasks their generator.
-        on_bad_row: "error" stops at the first row that can't be read; "skip" leaves such rows out and logs
-            how many there were.
+        on_bad_row: "error" stops at the first row that can't be read; "skip" leaves such rows out and counts
+            them.
         hub_path: takes the place of the hub's repository: another id, or a folder with its parquet files.
+        bad_rows: a list that takes one message per skipped row, with file and line, for the caller to
+            report; without it their number is logged.
 
     Raises:
         ConfigError: unknown task, source or `on_bad_row`.
@@ -80,7 +83,7 @@ def read_split(
         to_label = _hub_label(names)
     else:
         raise ConfigError(f"task.source={source!r}: choose one of {', '.join(SOURCES)}")
-    return _examples(record, split, rows, to_label, place, skip=on_bad_row == "skip")
+    return _examples(record, split, rows, to_label, place, bad_rows, skip=on_bad_row == "skip")
 
 
 def default_source(task: str | Task) -> str:
@@ -121,10 +124,17 @@ def _generated(task: Task, split: str) -> Iterator[Example]:
 
 
 def _examples(
-    task: Task, split: str, rows: Iterator[Located], to_label: _ToLabel, place: str, *, skip: bool
+    task: Task,
+    split: str,
+    rows: Iterator[Located],
+    to_label: _ToLabel,
+    place: str,
+    bad_rows: list[str] | None,
+    *,
+    skip: bool,
 ) -> Iterator[Example]:
     seen: dict[str, int] = {}
-    bad: list[str] = []
+    bad: list[str] = [] if bad_rows is None else bad_rows
     left_out = good = 0
     for where, row in rows:
         try:
@@ -132,7 +142,7 @@ def _examples(
                 raise row
             if row is None:
                 raise _LeftOutError
-            example = _example(task, split, row, to_label)
+            found = [_example(task, split, item, to_label) for item in _items(task, row)]
         except _LeftOutError:
             left_out += 1
             continue
@@ -146,11 +156,12 @@ def _examples(
             bad.append(message)
             continue
         good += 1
-        repeats = seen[example.id] = seen.get(example.id, 0) + 1
-        if repeats > 1:  # some copies of WiC hold an index twice
-            example = replace(example, id=f"{example.id}.{repeats}")
-        yield example
-    if bad:
+        for example in found:
+            repeats = seen[example.id] = seen.get(example.id, 0) + 1
+            if repeats > 1:  # some copies of WiC hold an index twice
+                example = replace(example, id=f"{example.id}.{repeats}")
+            yield example
+    if bad and bad_rows is None:
         logger.warning(
             "task %s, split %s: skipped %d bad rows; first: %s", task.name, split, len(bad), bad[0]
         )
@@ -161,6 +172,18 @@ def _examples(
             f"task {task.name}: split {split!r} is empty: {place} has no usable rows"
             + (f" ({len(bad)} bad ones were skipped; first: {bad[0]})" if bad else "")
         )
+
+
+def _items(task: Task, row: Row) -> Iterable[Row]:
+    if task.items_of is None:
+        return (row,)
+    try:
+        return list(task.items_of(row))
+    except RowError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        missing = f"no {error.args[0]!r}" if isinstance(error, KeyError) else f"not the hub's shape: {error}"
+        raise RowError(missing) from error
 
 
 def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
@@ -181,6 +204,9 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
     try:
         fields = task.fields_of(row) if task.fields_of else {c: row[c].strip() for c in task.columns}
         candidates = record_candidates(row) if task.kind is Kind.CHOOSE else ()
+        accepted: tuple[str, ...] = ()
+        if task.judged_as:
+            candidates, accepted = (row["candidate"],), record_answers(row) or ()
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise (
             error if isinstance(error, RowError) else RowError(f"a column of the wrong type ({error})")
@@ -193,6 +219,7 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
         group=task.group_of(idx) if task.group_of else None,
         candidates=candidates,
         idx=idx,
+        accepted=accepted,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -34,8 +34,10 @@ class Example:
         fields: the texts that the task's template names.
         label: gold label (`None` on unlabelled test rows); for CHOOSE a tuple of all accepted answers.
         group: items that are scored together share it (MultiRC's question, AX-g's pair).
-        candidates: for CHOOSE, the answers to choose from, in a fixed order.
+        candidates: for CHOOSE, the answers to choose from, in a fixed order; where items of a group are put
+            together to one answer (`Task.judged_as`), the one candidate that this item asks about.
         idx: the official index, as submission files want it.
+        accepted: for items of such a group, all accepted answers of the group.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Example:
     group: Any = None
     candidates: tuple[str, ...] = ()
     idx: Any = None
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,16 @@ class Task:
         metrics: official metrics in the leaderboard's order; the task score is their mean.
         columns: the hub's columns that the template needs; they become `Example.fields` as they are.
         fields_of: makes the fields from a hub row instead, where a text must be marked or cleaned.
+        items_of: makes several rows of one hub row, where a row is asked about item by item.
         group_of: hub `idx` -> group of items that are scored together.
+        judged_as: the task whose answers and metrics count, where each group of items is put together to one
+            answer before it is scored (`nlu_ppo.tasks.reduction`).
+        train_rows: which of the training examples are trained on, if not all; what is held out for model
+            selection stays whole, since it is scored as evaluation scores.
         eval_splits: what a run is evaluated on; each split is scored apart.
         trainable: False for diagnostic sets, which have no train split.
+        train_on: the task to train on instead.
+        sizes: rows of each split as released, as far as the hub serves them.
     """
 
     name: str
@@ -119,9 +129,14 @@ class Task:
     raw: RawSource | None = None
     columns: tuple[str, ...] = ()
     fields_of: Callable[[Row], dict[str, str]] | None = None
+    items_of: Callable[[Row], Iterable[Row]] | None = None
     group_of: Callable[[Any], Any] | None = None
+    judged_as: Task | None = None
+    train_rows: Callable[[Sequence[Example]], list[int]] | None = None
     eval_splits: tuple[str, ...] = ("validation",)
     trainable: bool = True
+    train_on: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,18 +1,22 @@
-"""The examples of one run: training examples, the selection slice held out of them, evaluation splits."""
+"""The examples of one run: training examples, the selection slice held out of them, evaluation splits.
+
+Examples are passed on one at a time and kept by `tasks.spool`, so that large training sets take no memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nlu_ppo.config import TaskConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.tasks.readers import raw_files, read_split
 from nlu_ppo.tasks.record import Example, Label, Task
+from nlu_ppo.tasks.spool import hold, select
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,15 @@ class TaskData:
         selection: the slice of train that model selection looks at; validation is only ever reported.
         evaluation: split name to examples; the first split gives the run's score.
         train_labels: labels of the whole train split, whatever the limit, for the majority row.
+        bad_rows: by split, what was wrong with the rows that `task.on_bad_row=skip` left out.
     """
 
     task: Task
-    train: list[Example]
-    selection: list[Example]
-    evaluation: Mapping[str, list[Example]]
+    train: Sequence[Example]
+    selection: Sequence[Example]
+    evaluation: Mapping[str, Sequence[Example]]
     train_labels: list[Label]
+    bad_rows: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def check_source(task: Task, config: TaskConfig) -> None:
@@ -41,58 +47,76 @@ def check_source(task: Task, config: TaskConfig) -> None:
         raise ConfigError(f"task.source={config.source} does not fit task={task.name}: use {legal}")
 
 
-def load_task(task: Task, config: TaskConfig) -> TaskData:
+def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> TaskData:
     """Reads all splits that a run on `task` needs.
+
+    Args:
+        scratch: folder for temporary files, which large splits need; by default the system's.
 
     Raises:
         DataError: a file is missing or malformed, or a split is empty.
     """
     check_source(task, config)
-    train = _read(task, "train", config) if task.trainable else []
-    evaluation = {split: _subset(_read(task, split, config), config.limit.eval) for split in task.eval_splits}
+    bad_rows: dict[str, list[str]] = {}
+
+    def read(split: str) -> Sequence[Example]:
+        rows = read_split(
+            task,
+            split,
+            config.source,
+            config.data_dir,
+            config.on_bad_row,
+            hub_path=config.hub_path,
+            bad_rows=bad_rows.setdefault(split, []),
+        )
+        return hold(rows, scratch)
+
+    train = read("train") if task.trainable else []
+    evaluation = {split: _subset(read(split), config.limit.eval) for split in task.eval_splits}
     labels = [e.label for e in train if e.label is not None]
     for split, examples in evaluation.items():
         if any(e.label is None for e in examples):
-            raise DataError(
-                f"task {task.name}: split {split} has examples without a label, so it can't be scored"
-            )
+            raise DataError(_unlabelled(task, split))
     kept, selection = _hold_out(train, config.selection)
-    return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels)
+    if task.train_rows:
+        kept = select(kept, task.train_rows(kept))
+    return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels, bad_rows)
 
 
-def _read(task: Task, split: str, config: TaskConfig) -> list[Example]:
-    rows = read_split(
-        task, split, config.source, config.data_dir, config.on_bad_row, hub_path=config.hub_path
-    )
-    return list(rows)
+def _unlabelled(task: Task, split: str) -> str:
+    advice = ""
+    if task.raw and split in task.raw.files:
+        advice = f": use task.source=raw with a labelled {task.raw.files[split][0]} below task.data_dir"
+    return f"task {task.name}: split {split} has examples without a label, so it can't be scored{advice}"
 
 
-def _subset(examples: list[Example], limit: int | None) -> list[Example]:
+def _subset(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
     """A fixed random subset in the order of the file: files sorted by label stay balanced when shortened.
 
     Groups stay whole, so that a limit may be passed by the rest of one group.
     """
     if limit is None or limit >= len(examples):
         return examples
-    chosen = _draw_groups(examples, limit)
-    return [e for e in examples if _group_name(e) in chosen]
+    chosen = _draw(examples, limit, _group_name)
+    return select(examples, [i for i, e in enumerate(examples) if _group_name(e) in chosen])
 
 
-def _hold_out(train: list[Example], size: int) -> tuple[list[Example], list[Example]]:
-    """Splits off `size` examples, at most a tenth; whole groups, so that no passage stands on both sides."""
+def _hold_out(train: Sequence[Example], size: int) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Splits off `size` examples, at most a tenth; whole passages, so that none stands on both sides."""
     size = min(size, len(train) // 10)
     if size == 0:
         return train, []
-    held = _draw_groups(train, size)
+    chosen = _draw(train, size, _passage_name)
+    held = [_passage_name(e) in chosen for e in train]
     return (
-        [e for e in train if _group_name(e) not in held],
-        [e for e in train if _group_name(e) in held],
+        select(train, [i for i, out in enumerate(held) if not out]),
+        select(train, [i for i, out in enumerate(held) if out]),
     )
 
 
-def _draw_groups(examples: Sequence[Example], size: int) -> set[str]:
+def _draw(examples: Sequence[Example], size: int, name_of: Callable[[Example], str]) -> set[str]:
     """Names of groups drawn at random, until they hold `size` examples."""
-    sizes = Counter(_group_name(e) for e in examples)
+    sizes = Counter(name_of(e) for e in examples)
     order = sorted(sizes)
     random.Random(0).shuffle(order)
     drawn, count = set[str](), 0
@@ -106,6 +130,13 @@ def _draw_groups(examples: Sequence[Example], size: int) -> set[str]:
 
 def _group_name(example: Example) -> str:
     return example.id if example.group is None else str(example.group)
+
+
+def _passage_name(example: Example) -> str:
+    """Questions on one text share it: MultiRC's and ReCoRD's index begins with its number."""
+    if isinstance(example.idx, Mapping):
+        return str(next(iter(example.idx.values())))
+    return _group_name(example)
 
 
 def data_fingerprint(task: Task, config: TaskConfig) -> str:
