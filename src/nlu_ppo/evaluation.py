@@ -14,6 +14,7 @@ import torch
 from nlu_ppo.config import EvalConfig
 from nlu_ppo.inference.decoder import generate, score_answers
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.prompt_cache import count_shortened, token_ids
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.statistics import bootstrap_interval
 from nlu_ppo.tasks.answers import is_correct, parse_answer
@@ -49,8 +50,9 @@ def longest_answer(prompter: Prompter, examples: Sequence[Example]) -> int:
     """Tokens that the longest legal completion of the examples takes, with a few to spare."""
     task = prompter.task
     asked = examples if task.kind is Kind.CHOOSE else examples[:1]  # elsewhere all have the same answers
-    answers = {answer for example in asked for answer in task.answers(example)}
-    return max(len(prompter.completion_ids(prompter.close(a))) for a in answers) + SPARE_TOKENS
+    completions = {prompter.close(answer) for example in asked for answer in task.answers(example)}
+    prompter.learn_completions(completions)
+    return max(len(prompter.completion_ids(text)) for text in completions) + SPARE_TOKENS
 
 
 def evaluate(
@@ -63,8 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Answers every example and scores the answers as the task's benchmark does."""
     task = prompter.task
-    prompts = prompter.encode(examples)
-    ids = [p.ids for p in prompts]
+    prompts = prompter.prepare(examples)
+    ids = token_ids(prompts)
     limit = config.max_new_tokens or longest_answer(prompter, examples)
     generator = torch.Generator(policy.device).manual_seed(seed)
     completions = generate(
@@ -94,7 +96,7 @@ def evaluate(
         interval=_interval(judged, config.bootstrap_samples),
         likelihood=100 * metrics["likelihood/score"] if likely is not None else None,
         unparsable=sum(a is None for a in judged.answers),
-        shortened=sum(p.shortened for p in prompts),
+        shortened=count_shortened(prompts),
         predictions=_predictions(judged, likely, examples, hashes, texts, answers),
     )
 
@@ -180,7 +182,9 @@ def _most_likely(
     """
     task = prompter.task
     words = [task.answers(e) for e in examples]
-    tokens = {w: prompter.completion_ids(prompter.close(w)) for w in {w for ws in words for w in ws}}
+    distinct = {word for row in words for word in row}
+    prompter.learn_completions(map(prompter.close, distinct))
+    tokens = {word: prompter.completion_ids(prompter.close(word)) for word in distinct}
     scores = score_answers(
         policy,
         ids,

@@ -6,12 +6,20 @@ The model continues after `<Judgement>` and closes the tag itself, so that a com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from nlu_ppo.errors import ModelError
+from nlu_ppo.progress import bar
 from nlu_ppo.tasks.record import CLOSE, OPEN, Example, Label, Task
+
+if TYPE_CHECKING:
+    from nlu_ppo.prompt_cache import PromptCache
+
+AT_ONCE = 1000  # texts that are tokenised in one call
+MANY = 20_000  # prompts whose tokenisation takes long enough for a progress bar
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Prompter:
         layout: `plain` (paper A's way, no chat template) or `chat` (the tokenizer's own template).
         demonstrations: labelled examples shown before every query.
         max_prompt_tokens: longer prompts lose the end of their longest text field, nothing else.
+        cache: keeps what `prepare` tokenises, for this run and others.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class Prompter:
         layout: str = "plain",
         demonstrations: Sequence[Example] = (),
         max_prompt_tokens: int | None = None,
+        cache: PromptCache | None = None,
     ) -> None:
         if layout == "chat" and not getattr(tokenizer, "chat_template", None):
             raise ModelError(
@@ -50,9 +60,13 @@ class Prompter:
         self.layout = layout
         self.demonstrations = tuple(demonstrations)
         self.max_prompt_tokens = max_prompt_tokens
+        self.cache = cache
+        self._completions: dict[str, tuple[int, ...]] = {}
 
     def with_demonstrations(self, demonstrations: Sequence[Example]) -> Prompter:
-        return Prompter(self.task, self.tokenizer, self.layout, demonstrations, self.max_prompt_tokens)
+        return Prompter(
+            self.task, self.tokenizer, self.layout, demonstrations, self.max_prompt_tokens, self.cache
+        )
 
     # -- text ---------------------------------------------------------------------------------------------
 
@@ -120,14 +134,42 @@ class Prompter:
         Raises:
             ModelError: the prompt is too long even with its longest text field empty.
         """
-        examples = list(examples)
-        texts = [self.render(e) for e in examples]
-        rows = self._tokenize(texts) if texts else []
-        limit = self.max_prompt_tokens
-        return [
-            Prompt(text, tuple(ids)) if limit is None or len(ids) <= limit else self._shorten(example, limit)
-            for example, text, ids in zip(examples, texts, rows, strict=True)
-        ]
+        return list(self._encoded(examples))
+
+    def prepare(self, examples: Sequence[Example]) -> Sequence[Prompt]:
+        """`encode` for a whole split: from the cache if it is there, and kept in it if it isn't.
+
+        Raises:
+            ModelError: as `encode`.
+        """
+
+        def make() -> Iterator[Prompt]:
+            shown = bar(total=len(examples), desc="tokenise", unit="ex", disable=len(examples) < MANY)
+            with shown:
+                for prompt in self._encoded(examples):
+                    yield prompt
+                    shown.update()
+
+        # The fields decide what is cut of a prompt that is too long, and the template names them.
+        parts = ("prompts", self.task.template, self.layout, self.max_prompt_tokens)
+        return self._kept(parts, map(self.render, examples), make)
+
+    def _kept(
+        self, parts: tuple[object, ...], texts: Iterable[str], make: Callable[[], Iterable[Prompt]]
+    ) -> Sequence[Prompt]:
+        """What `make` gives for `texts`, through the cache if there is one."""
+        if self.cache is None:
+            return list(make())
+        key = self.cache.key(self.tokenizer, parts, texts)
+        return list(make()) if key is None else self.cache.get(key, make)
+
+    def _encoded(self, examples: Iterable[Example]) -> Iterator[Prompt]:
+        source, limit = iter(examples), self.max_prompt_tokens
+        while some := list(islice(source, AT_ONCE)):
+            texts = [self.render(example) for example in some]
+            for example, text, ids in zip(some, texts, self._tokenize(texts), strict=True):
+                fits = limit is None or len(ids) <= limit
+                yield Prompt(text, tuple(ids)) if fits else self._shorten(example, limit)  # type: ignore[arg-type]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         # A rendered chat template already holds its own beginning-of-sequence token.
@@ -171,6 +213,24 @@ class Prompter:
         Raises:
             ModelError: the text tokenises to nothing, or its tokens don't spell it.
         """
+        if text not in self._completions:
+            self._completions[text] = self._completion_ids(text)
+        return self._completions[text]
+
+    def learn_completions(self, texts: Iterable[str]) -> None:
+        """Tokenises many completions at once, or takes them from the cache; `completion_ids` then has them.
+
+        Raises:
+            ModelError: as `completion_ids`.
+        """
+        new = sorted(set(texts) - self._completions.keys())
+        if new:
+            rows = self._kept(
+                ("completions",), new, lambda: (Prompt(text, self._completion_ids(text)) for text in new)
+            )
+            self._completions.update((row.text, row.ids) for row in rows)
+
+    def _completion_ids(self, text: str) -> tuple[int, ...]:
         anchor = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
         joined = self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
         ids = joined[len(anchor) :] if joined[: len(anchor)] == anchor else []
@@ -189,8 +249,7 @@ def common_prefix_length(rows: Sequence[Sequence[int]]) -> int:
     """Tokens that all rows begin with; less than the shortest row has, so that each keeps a suffix."""
     if not rows:
         return 0
-    ordered = [tuple(row) for row in rows]
-    first, last = min(ordered), max(ordered)  # in lexicographic order these two differ soonest
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))  # in lexicographic order, they differ soonest
     limit = min(len(row) for row in rows) - 1
     length = 0
     while length < limit and first[length] == last[length]:

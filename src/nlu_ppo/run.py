@@ -212,6 +212,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     from nlu_ppo.methods import METHODS, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
+    from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.tasks.splits import load_task
 
@@ -222,7 +223,9 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     _report_bad_rows(data)
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
-    prompter = Prompter(data.task, policy.tokenizer, config.model.layout)
+    prompter = Prompter(
+        data.task, policy.tokenizer, config.model.layout, cache=PromptCache(scratch / "prompts")
+    )
     setting = Setting(config, policy, prompter, data, recorder)
     setting = setting.with_room_for_answers()
     clock.lap("load")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from nlu_ppo.prompting import CLOSE
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.record import Example, Label
+from nlu_ppo.tasks.spool import select
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class PPOTrainer:
         self.task = setting.data.task
         self.train_examples = training_examples(setting)
         self.steps = steps_of(method, len(self.train_examples))
+        self.rows = self._rows_drawn()
+        self.prompts = setting.prompter.prepare(select(self.train_examples, self.rows))
         self.step = 0
         self.judge = judge_by(get_reward(setting.config.reward, self.task), setting)
         self.policy.freeze_reference()
@@ -63,12 +67,19 @@ class PPOTrainer:
     def examples_seen(self) -> int:
         return self.step * self.config.batch_size
 
+    def _rows_drawn(self) -> Sequence[int]:
+        """Those of the training examples that the run comes to see, ascending; only they are tokenised."""
+        size, draws = len(self.train_examples), self.steps * self.config.batch_size
+        if draws >= size:
+            return range(size)
+        return sorted(set(itertools.islice(epochs(size, self.setting.config.seed), draws)))
+
     def train(self) -> None:
         self._resume()
         if self.step == 0 and self.selector.due(0, last=False):
             self.selector.score(0, 0)
         order = epochs(len(self.train_examples), self.setting.config.seed)
-        stream = (self.train_examples[row] for row in itertools.islice(order, self.examples_seen, None))
+        stream = itertools.islice(order, self.examples_seen, None)
         with bar(total=self.steps, initial=self.step, desc="ppo", unit="step") as shown:
             while self.step < self.steps:
                 batch = list(itertools.islice(stream, self.config.batch_size))
@@ -86,12 +97,13 @@ class PPOTrainer:
                 self._checkpoint()
         self.selector.restore_best()
 
-    def _step(self, batch: list[Example]) -> dict[str, float]:
-        """One batch: rollout, update, KL weight."""
+    def _step(self, rows: list[int]) -> dict[str, float]:
+        """One batch of training examples: rollout, update, KL weight."""
         rate = self.config.learning_rate * rate_factor(self.config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        prompts = self.setting.prompter.encode(batch)
+        batch = [self.train_examples[row] for row in rows]
+        prompts = [self.prompts[bisect_left(self.rows, row)] for row in rows]
         rollouts = collect(
             self.policy,
             self.task,

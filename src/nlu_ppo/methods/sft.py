@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, finished, training_examples
 from nlu_ppo.progress import bar
+from nlu_ppo.prompt_cache import count_shortened, token_ids
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import Example
 
@@ -51,21 +52,45 @@ def fit(setting: Setting) -> Setting:
 
 
 def tokenized(prompter: Prompter, examples: Sequence[Example], loss_on: str) -> Dataset:
-    """Rows of `input_ids` and `labels`: prompt, completion, end of sequence.
+    """Rows of `input_ids` and `labels`: prompt, completion, end of sequence; made when they are asked for.
 
     The loss counts the completion and the end of sequence, or (`all`) the prompt as well.
     """
-    end = [e] if (e := prompter.tokenizer.eos_token_id) is not None else []
-    rows = []
-    prompts = prompter.encode(examples)
-    if cut := sum(prompt.shortened for prompt in prompts):
-        log.warning("%d of %d training prompts lost the end of their longest text to fit", cut, len(prompts))
-    for example, prompt in zip(examples, prompts, strict=True):
+    rows = _Rows(prompter, examples, loss_on)
+    return Dataset.from_dict({"row": range(len(examples))}).with_transform(rows)
+
+
+class _Rows:
+    """Makes training rows of row numbers."""
+
+    def __init__(self, prompter: Prompter, examples: Sequence[Example], loss_on: str) -> None:
+        prompts = prompter.prepare(examples)
+        if cut := count_shortened(prompts):
+            log.warning(
+                "%d of %d training prompts lost the end of their longest text to fit", cut, len(prompts)
+            )
+        self._prompter, self._examples, self._loss_on = prompter, examples, loss_on
+        self._ids = token_ids(prompts)
+        self._end = [e] if (e := prompter.tokenizer.eos_token_id) is not None else []
+
+    def _completion(self, example: Example) -> str:
         assert example.label is not None
-        target = [*prompter.completion_ids(prompter.completion(example.label)), *end]
-        hidden = list(prompt.ids) if loss_on == "all" else [IGNORED] * len(prompt.ids)
-        rows.append({"input_ids": [*prompt.ids, *target], "labels": [*hidden, *target]})
-    return Dataset.from_list(rows)
+        return self._prompter.completion(example.label)
+
+    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[list[int]]]:
+        columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+        for row in batch["row"]:
+            ids = self._ids[row]
+            target = [*self._prompter.completion_ids(self._completion(self._examples[row])), *self._end]
+            hidden = list(ids) if self._loss_on == "all" else [IGNORED] * len(ids)
+            columns["input_ids"].append([*ids, *target])
+            columns["labels"].append([*hidden, *target])
+        return columns
+
+    def __getstate__(self) -> dict[str, object]:
+        # `datasets` pickles a transform to tell results apart that it keeps. It keeps none of ours, and
+        # pickling all prompts would take a gigabyte.
+        return {}
 
 
 def _trainer(
@@ -89,6 +114,8 @@ def _trainer(
         gradient_accumulation_steps=method.batch_size // micro,
         max_grad_norm=method.max_grad_norm or 0.0,
         max_length=None,  # prompts already fit the context
+        dataset_kwargs={"skip_prepare_dataset": True},  # rows are what the collator takes
+        remove_unused_columns=False,  # the row number: the columns that are used are made of it
         logging_steps=1,
         save_strategy="steps" if method.checkpoint_every else "no",
         save_steps=method.checkpoint_every or 1,

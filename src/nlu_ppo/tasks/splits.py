@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +59,8 @@ def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> Ta
     check_source(task, config)
     bad_rows: dict[str, list[str]] = {}
 
+    labels: list[Label] = []
+
     def read(split: str) -> Sequence[Example]:
         rows = read_split(
             task,
@@ -69,11 +71,10 @@ def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> Ta
             hub_path=config.hub_path,
             bad_rows=bad_rows.setdefault(split, []),
         )
-        return hold(rows, scratch)
+        return hold(_noting(labels, rows) if split == "train" else rows, scratch)
 
     train = read("train") if task.trainable else []
     evaluation = {split: _subset(read(split), config.limit.eval) for split in task.eval_splits}
-    labels = [e.label for e in train if e.label is not None]
     for split, examples in evaluation.items():
         if any(e.label is None for e in examples):
             raise DataError(_unlabelled(task, split))
@@ -81,6 +82,14 @@ def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> Ta
     if task.train_rows:
         kept = select(kept, task.train_rows(kept))
     return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels, bad_rows)
+
+
+def _noting(labels: list[Label], examples: Iterable[Example]) -> Iterator[Example]:
+    """The examples as they are, their labels noted in passing."""
+    for example in examples:
+        if example.label is not None:
+            labels.append(example.label)
+        yield example
 
 
 def _unlabelled(task: Task, split: str) -> str:
@@ -97,8 +106,9 @@ def _subset(examples: Sequence[Example], limit: int | None) -> Sequence[Example]
     """
     if limit is None or limit >= len(examples):
         return examples
-    chosen = _draw(examples, limit, _group_name)
-    return select(examples, [i for i, e in enumerate(examples) if _group_name(e) in chosen])
+    names = list(map(_group_name, examples))
+    chosen = _draw(names, limit)
+    return select(examples, [i for i, name in enumerate(names) if name in chosen])
 
 
 def _hold_out(train: Sequence[Example], size: int) -> tuple[Sequence[Example], Sequence[Example]]:
@@ -106,17 +116,17 @@ def _hold_out(train: Sequence[Example], size: int) -> tuple[Sequence[Example], S
     size = min(size, len(train) // 10)
     if size == 0:
         return train, []
-    chosen = _draw(train, size, _passage_name)
-    held = [_passage_name(e) in chosen for e in train]
+    names = list(map(_passage_name, train))
+    chosen = _draw(names, size)
     return (
-        select(train, [i for i, out in enumerate(held) if not out]),
-        select(train, [i for i, out in enumerate(held) if out]),
+        select(train, [i for i, name in enumerate(names) if name not in chosen]),
+        select(train, [i for i, name in enumerate(names) if name in chosen]),
     )
 
 
-def _draw(examples: Sequence[Example], size: int, name_of: Callable[[Example], str]) -> set[str]:
-    """Names of groups drawn at random, until they hold `size` examples."""
-    sizes = Counter(name_of(e) for e in examples)
+def _draw(names: Iterable[str], size: int) -> set[str]:
+    """Names of groups drawn at random, until they hold `size` examples; `names` has one for each example."""
+    sizes = Counter(names)
     order = sorted(sizes)
     random.Random(0).shuffle(order)
     drawn, count = set[str](), 0

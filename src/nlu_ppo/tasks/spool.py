@@ -12,12 +12,15 @@ import pickle
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import overload
 
 from nlu_ppo.tasks.record import Example
 
+_values = attrgetter(*(field.name for field in fields(Example)))
 IN_MEMORY = 20_000  # examples; up to here a list is faster, and takes some 15 MB
 
 
@@ -49,7 +52,7 @@ class Spool(Sequence[Example]):
         ends, end = array("q", [0]), 0
         with tempfile.TemporaryFile(dir=folder) as file:
             for example in examples:
-                end += file.write(pickle.dumps(vars(example), pickle.HIGHEST_PROTOCOL))
+                end += file.write(pickle.dumps(_values(example), pickle.HIGHEST_PROTOCOL))
                 ends.append(end)
             file.flush()
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -77,4 +80,4 @@ class Spool(Sequence[Example]):
         return map(self._read, self._rows)
 
     def _read(self, row: int) -> Example:
-        return Example(**pickle.loads(self._data[self._ends[row] : self._ends[row + 1]]))
+        return Example(*pickle.loads(self._data[self._ends[row] : self._ends[row + 1]]))
