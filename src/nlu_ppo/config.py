@@ -75,6 +75,14 @@ class TaskConfig:
     on_bad_row: str = option(
         "error", "a malformed row stops the run, or is counted and skipped", choices=("error", "skip")
     )
+    members: list[str] | None = option(None, "of a group such as glue: only these tasks; null takes all")
+    mixing: str = option(
+        "proportional",
+        "of a group: how often each task's examples come in training: as its size is, equally often, or between "
+        "(size to the power 1/mixing_temperature)",
+        choices=("proportional", "equal", "temperature"),
+    )
+    mixing_temperature: float = option(2.0, "of a group, with mixing=temperature: 1 is proportional", low=1)
     limit: LimitConfig = field(default_factory=LimitConfig)
 
 

@@ -10,25 +10,30 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from nlu_ppo.config import Config, PPOConfig, RewardConfig, TrainingConfig, ZeroShotConfig, key_fields
+from nlu_ppo.config import (
+    Config,
+    PPOConfig,
+    RewardConfig,
+    TaskConfig,
+    TrainingConfig,
+    ZeroShotConfig,
+    key_fields,
+)
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
-from nlu_ppo.tasks import get_task
+from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.picture import draw_run
-
-if TYPE_CHECKING:
-    from nlu_ppo.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
@@ -51,7 +56,7 @@ class Run:
         """The choices by group; `None` where the method doesn't use the group."""
         c = self.config
         return {
-            "task": c.task.name,
+            "task": task_label(c.task),
             "model": c.model.name,
             "method": c.method.name,
             "reward": c.reward.name if isinstance(c.method, PPOConfig) else None,
@@ -67,10 +72,10 @@ def identity(config: Config) -> dict[str, Any]:
     """
     method = config.method
     trains, uses_train = isinstance(method, TrainingConfig), not isinstance(method, ZeroShotConfig)
-    task = get_task(config.task.name)
+    tasks = tasks_of(config.task)
     parts: dict[str, Any] = {
-        "task": key_fields(config.task),
-        "data": data_fingerprint(task, config.task),
+        "task": _task_identity(config.task, tasks, trains),
+        "data": {task.name: data_fingerprint(task, config.task) for task in tasks},
         "model": key_fields(config.model),
         "weights": fingerprint(config.model.path, config.model.revision),
         "adapter": adapter_fingerprint(config.model.adapter),
@@ -95,6 +100,16 @@ def identity(config: Config) -> dict[str, Any]:
     return parts
 
 
+def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> dict[str, Any]:
+    """The task's settings. Those of a group count only for a group, and mixing only for training on one."""
+    parts = key_fields(config) | {"members": [task.name for task in tasks]}
+    if len(tasks) == 1 or not trains:
+        parts.pop("mixing")
+    if parts.get("mixing") != "temperature":
+        parts.pop("mixing_temperature")
+    return parts
+
+
 def _reward_identity(config: RewardConfig) -> dict[str, Any]:
     """The reward's settings; of a user's own function the name and the contents of its file."""
     parts = key_fields(config)
@@ -112,9 +127,14 @@ def run_key(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def task_label(config: TaskConfig) -> str:
+    """The task's name in folders, tables and MLflow; a part of a group is never called by the group's name."""
+    return config.name if config.members is None else "+".join(config.members)
+
+
 def subfolder(config: Config, key: str) -> str:
     """Where a run lies below its study."""
-    return f"{config.task.name}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
+    return f"{task_label(config.task)}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
 
 
 def build_run(config: Config, folder: Path) -> Run:
@@ -123,15 +143,15 @@ def build_run(config: Config, folder: Path) -> Run:
     Raises:
         UserError: task, source, model path or reward don't fit together.
     """
-    task = get_task(config.task.name)
-    check_source(task, config.task)
-    if isinstance(config.method, TrainingConfig) and not task.trainable:
-        raise ConfigError(
-            f"task={task.name} has no training split: train on mnli (for ax) or rte (for axb, axg), or "
-            f"evaluate with method=zero_shot"
-        )
-    if isinstance(config.method, PPOConfig):
-        get_reward(config.reward, task)
+    for task in tasks_of(config.task):
+        check_source(task, config.task)
+        if isinstance(config.method, TrainingConfig) and not task.trainable:
+            raise ConfigError(
+                f"task={task.name} has no training split: train on mnli (for ax) or rte (for axb, axg), or "
+                f"evaluate with method=zero_shot"
+            )
+        if isinstance(config.method, PPOConfig):
+            get_reward(config.reward, task)
     return Run(config, run_key(config), folder)
 
 
@@ -205,20 +225,20 @@ def execute(run: Run) -> dict[str, Any]:
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
     from nlu_ppo.evaluation import evaluate, majority_score
-    from nlu_ppo.methods import METHODS, Setting
+    from nlu_ppo.methods import METHODS, Part, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
     from nlu_ppo.prompting import Prompter
-    from nlu_ppo.tasks.splits import load_task
+    from nlu_ppo.results import Outcome, summarize
+    from nlu_ppo.tasks.splits import load_tasks
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
-    data = load_task(get_task(config.task.name), config.task)
+    tasks = load_tasks(config.task)
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
-    prompter = Prompter(data.task, policy.tokenizer, config.model.layout)
-    setting = Setting(config, policy, prompter, data, recorder)
-    setting = setting.with_room_for_answers()
+    parts = tuple(Part(data, Prompter(data.task, policy.tokenizer, config.model.layout)) for data in tasks)
+    setting = Setting(config, policy, parts, recorder).with_room_for_answers()
     clock.lap("load")
 
     setting = METHODS[config.method.name](setting)
@@ -226,42 +246,32 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         save_adapter(policy, folder.adapter)
     clock.lap("fit")
 
-    evaluations = {
-        split: evaluate(policy, setting.prompter, examples, config.eval, config.seed, progress=split)
-        for split, examples in data.evaluation.items()
-    }
+    outcomes = []
+    for part in setting.parts:
+        for split, examples in part.data.evaluation.items():
+            label = split if len(setting.parts) == 1 else f"{part.task.name} {split}"
+            found = evaluate(policy, part.prompter, examples, config.eval, config.seed, progress=label)
+            majority = majority_score(part.task, part.data.train_labels, examples)
+            outcomes.append(Outcome(part.task, split, found, majority))
     clock.lap("evaluate")
-    folder.write_predictions(p for e in evaluations.values() for p in e.predictions)
-    split, headline = next(iter(evaluations.items()))
-    trained = setting.examples_seen or headline.n
+    folder.write_predictions(
+        {**({"task": o.task.name} if len(setting.parts) > 1 else {}), **line}
+        for o in outcomes
+        for line in o.evaluation.predictions
+    )
+    summary = summarize(outcomes)
+    trained = setting.examples_seen or summary["n"]
     return {
         "status": "finished",
         **run.names,
         "seed": config.seed,
-        **_headline(headline, evaluations),
-        "majority": majority_score(data.task, data.train_labels, data.evaluation[split]),
+        **summary,
         "best": recorder.best,
         "seconds": clock.laps,
         "samples_per_second": trained / max(clock.laps["fit" if run.trains else "evaluate"], 1e-9),
         "peak_memory_bytes": peak_memory_bytes(policy.device),
         "versions": versions(),
         "commit": commit(),
-    }
-
-
-def _headline(first: Evaluation, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """The first split's numbers, and further splits' metrics under their own names."""
-    metrics = dict(first.metrics)
-    for split, other in list(evaluations.items())[1:]:
-        metrics |= {f"{split}/{k}": v for k, v in other.metrics.items()}
-    return {
-        "metrics": metrics,
-        "score": first.score,
-        "ci95": list(first.interval),
-        "n": first.n,
-        "unparsable": first.unparsable,
-        "shortened": first.shortened,
-        "likelihood_score": first.likelihood,
     }
 
 

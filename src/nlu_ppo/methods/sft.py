@@ -18,9 +18,8 @@ from nlu_ppo.config import SFTConfig
 from nlu_ppo.errors import ModelError
 from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
-from nlu_ppo.methods.setting import Selector, Setting, finished, training_examples
+from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.progress import bar
-from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import Example
 
 log = logging.getLogger(__name__)
@@ -32,15 +31,14 @@ def fit(setting: Setting) -> Setting:
     """Trains the policy in place, from its last checkpoint if there is one."""
     method = setting.config.method
     assert isinstance(method, SFTConfig)
-    examples = training_examples(setting)
-    steps = steps_of(method, len(examples))
+    stream = TrainingStream(setting)
+    steps = steps_of(method, len(stream))
     selector = Selector(setting, method)
     checkpoints = setting.recorder.folder.checkpoints
     resume = _latest(checkpoints)
     setting.recorder.folder.truncate_metrics(_step_of(resume) if resume else -1)
-    trainer = _trainer(
-        setting, method, tokenized(setting.prompter, examples, method.loss_on), steps, selector
-    )
+    rows = tokenized(setting, stream.first_epoch(), method.loss_on)
+    trainer = _trainer(setting, method, rows, steps, selector)
     if resume is None and selector.due(0, last=False):
         selector.score(0, 0)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -49,18 +47,19 @@ def fit(setting: Setting) -> Setting:
     return finished(setting, steps * method.batch_size)
 
 
-def tokenized(prompter: Prompter, examples: list[Example], loss_on: str) -> Dataset:
+def tokenized(setting: Setting, examples: list[Example], loss_on: str) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt, completion, end of sequence.
 
     The loss counts the completion and the end of sequence, or (`all`) the prompt as well.
     """
-    end = [e] if (e := prompter.tokenizer.eos_token_id) is not None else []
+    end = [e] if (e := setting.policy.tokenizer.eos_token_id) is not None else []
     rows = []
-    prompts = prompter.encode(examples)
+    prompts = setting.encode(examples)
     if cut := sum(prompt.shortened for prompt in prompts):
         log.warning("%d of %d training prompts lost the end of their longest text to fit", cut, len(prompts))
     for example, prompt in zip(examples, prompts, strict=True):
         assert example.label is not None
+        prompter = setting.part_of(example).prompter
         target = [*prompter.completion_ids(prompter.completion(example.label)), *end]
         hidden = list(prompt.ids) if loss_on == "all" else [IGNORED] * len(prompt.ids)
         rows.append({"input_ids": [*prompt.ids, *target], "labels": [*hidden, *target]})

@@ -193,6 +193,7 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
         group=task.group_of(idx) if task.group_of else None,
         candidates=candidates,
         idx=idx,
+        task=task.name,
     )
 
 

@@ -36,6 +36,7 @@ class Example:
         group: items that are scored together share it (MultiRC's question, AX-g's pair).
         candidates: for CHOOSE, the answers to choose from, in a fixed order.
         idx: the official index, as submission files want it.
+        task: name of the task that it belongs to; a run may have several.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Example:
     group: Any = None
     candidates: tuple[str, ...] = ()
     idx: Any = None
+    task: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from nlu_ppo.config import TaskConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.tasks.readers import raw_files, read_split
 from nlu_ppo.tasks.record import Example, Label, Task
+from nlu_ppo.tasks.registry import tasks_of
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,11 @@ def _draw_groups(examples: Sequence[Example], size: int) -> set[str]:
 
 def _group_name(example: Example) -> str:
     return example.id if example.group is None else str(example.group)
+
+
+def load_tasks(config: TaskConfig) -> list[TaskData]:
+    """Reads all that a run needs, of every task that it is about."""
+    return [load_task(task, config) for task in tasks_of(config)]
 
 
 def data_fingerprint(task: Task, config: TaskConfig) -> str:
