@@ -127,6 +127,12 @@ class ModelConfig:
         None, "longest prompt plus completion in tokens; null reads it from the model", low=16
     )
     trust_remote_code: bool = option(False, "run code that the model's repository ships")
+    micro_batch_size: int = option(
+        8,
+        "rows per forward pass that suit this model's size; the methods take theirs from here",
+        low=1,
+        key=False,
+    )
     learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
     epochs: EpochsConfig = field(default_factory=EpochsConfig)
 
