@@ -36,7 +36,8 @@ class Setting:
     @property
     def completion_limit(self) -> int:
         """Longest completion in tokens that any step of this run may write."""
-        examples = [e for split in self.data.evaluation.values() for e in split] + self.data.train
+        evaluated = [e for split in self.data.evaluation.values() for e in split]
+        examples = evaluated + self.data.train + self.data.selection
         fitting = longest_answer(self.prompter, examples)
         wanted = [self.config.eval.max_new_tokens, getattr(self.config.method, "max_new_tokens", None)]
         return max(w or fitting for w in wanted)
