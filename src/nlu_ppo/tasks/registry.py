@@ -7,6 +7,7 @@ import difflib
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.tasks.benchmarks import BENCHMARK_TASKS
 from nlu_ppo.tasks.record import Task
+from nlu_ppo.tasks.squad import SQUAD
 
 try:
     from nlu_ppo.tasks.toy import TOY_TASKS
@@ -15,7 +16,7 @@ except ModuleNotFoundError as error:  # a checkout without the generated tasks s
         raise
     TOY_TASKS = {}
 
-TASKS: dict[str, Task] = {**BENCHMARK_TASKS, **TOY_TASKS}
+TASKS: dict[str, Task] = {**BENCHMARK_TASKS, SQUAD.name: SQUAD, **TOY_TASKS}
 
 
 def get_task(task: str | Task) -> Task:
