@@ -50,7 +50,12 @@ def key(method: str, *more: str) -> str:
 # -- what counts ---------------------------------------------------------------------------------------------
 
 # Keys that count only beside another one.
-ONLY_WITH = {"eval.temperature": ["eval.decoding=sample"]}
+READING = [f"eval.perplexity={ROOT / 'LICENSE'}"]
+ONLY_WITH = {
+    "eval.temperature": ["eval.decoding=sample"],
+    "eval.perplexity_window": READING,
+    "eval.perplexity_stride": READING,
+}
 GROUPS = {  # which groups a method's result depends on
     "zero_shot": {"task", "model", "method", "eval"},
     "few_shot": {"task", "model", "method", "eval"},

@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nlu_ppo.config import Config, PPOConfig, RewardConfig, TrainingConfig, ZeroShotConfig, key_fields
+from nlu_ppo.config import (
+    Config,
+    EvalConfig,
+    PPOConfig,
+    RewardConfig,
+    TrainingConfig,
+    ZeroShotConfig,
+    key_fields,
+)
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
-from nlu_ppo.tasks import get_task
+from nlu_ppo.tasks import Task, get_task
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
+from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.picture import draw_run
@@ -75,7 +84,6 @@ def identity(config: Config) -> dict[str, Any]:
         "weights": fingerprint(config.model.path, config.model.revision),
         "adapter": adapter_fingerprint(config.model.adapter),
         "method": key_fields(method),
-        "eval": key_fields(config.eval),
         "seed": config.seed,
     }
     for name in ("path", "revision"):  # the weights stand for them
@@ -83,8 +91,7 @@ def identity(config: Config) -> dict[str, Any]:
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
-    if config.eval.decoding == "greedy":
-        parts["eval"].pop("temperature")
+    parts["eval"] = _eval_identity(config.eval, task)
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if isinstance(method, PPOConfig):
@@ -92,6 +99,25 @@ def identity(config: Config) -> dict[str, Any]:
         if method.kl_controller == "fixed":
             for name in ("kl_target", "kl_horizon"):
                 parts["method"].pop(name)
+    return parts
+
+
+def _eval_identity(config: EvalConfig, task: Task) -> dict[str, Any]:
+    """The settings of the evaluation that have an effect; of a text its name and contents.
+
+    Raises:
+        ConfigError: the text isn't there.
+    """
+    parts = key_fields(config)
+    if config.decoding == "greedy":
+        parts.pop("temperature")
+    if not task.lists_answers:
+        parts.pop("likelihood")
+    if config.perplexity is None:
+        parts.pop("perplexity_window")
+        parts.pop("perplexity_stride")
+    else:
+        parts["perplexity"] = text_identity(config.perplexity)
     return parts
 
 
@@ -205,6 +231,7 @@ def execute(run: Run) -> dict[str, Any]:
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
     from nlu_ppo.evaluation import evaluate, majority_score
+    from nlu_ppo.inference import perplexity
     from nlu_ppo.methods import METHODS, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
@@ -219,6 +246,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     prompter = Prompter(data.task, policy.tokenizer, config.model.layout)
     setting = Setting(config, policy, prompter, data, recorder)
     setting = setting.with_room_for_answers()
+    reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     clock.lap("load")
 
     setting = METHODS[config.method.name](setting)
@@ -234,7 +262,13 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     folder.write_predictions(p for e in evaluations.values() for p in e.predictions)
     split, headline = next(iter(evaluations.items()))
     trained = setting.examples_seen or headline.n
-    return {
+    read = None
+    if reading is not None:
+        read = perplexity.measure(
+            policy, reading, batch_size=config.eval.batch_size, progress=f"perplexity, {reading.name}"
+        )
+        clock.lap("perplexity")
+    result = {
         "status": "finished",
         **run.names,
         "seed": config.seed,
@@ -247,6 +281,9 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+    if read is not None:
+        perplexity.report(result, read)
+    return result
 
 
 def _headline(first: Evaluation, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
