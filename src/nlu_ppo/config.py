@@ -61,7 +61,7 @@ class TaskConfig:
     )
     data_dir: str | None = option(
         None,
-        "with source=raw: the folder that holds glue/ and superglue/ (its contents count, not its name)",
+        "with source=raw: the folder that holds glue/, superglue/ or squad/ (its contents count, not its name)",
         key=False,
     )
     hub_path: str | None = option(
@@ -271,6 +271,17 @@ class EvalConfig:
     likelihood: bool = option(True, "also score by the likelihood of the legal answers")
     bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
     batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
+    # key=False: the text itself counts, and its window and stride where there is a text
+    perplexity: str | None = option(
+        None,
+        "also measure the final weights' perplexity on a text: `wikitext` (WikiText-2's test split on the hub), "
+        "a text file, or a folder with wikitext-2-raw-v1/test-*.parquet (its name and contents count)",
+        key=False,
+    )
+    perplexity_window: int = option(1024, "tokens that a window reads; at most the model's context", low=1)
+    perplexity_stride: int = option(
+        512, "tokens from the beginning of one window to that of the next; at most a window", low=1
+    )
 
 
 @dataclass
@@ -392,7 +403,14 @@ def check(config: Config) -> None:
         )
     if config.task.source == "raw" and config.task.data_dir is None:
         raise ConfigError(
-            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/ and superglue/"
+            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/, superglue/ or squad/"
+        )
+    reading = config.eval
+    if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
+        raise ConfigError(
+            f"eval.perplexity_stride={reading.perplexity_stride} is more than "
+            f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
+            f"left out"
         )
 
 

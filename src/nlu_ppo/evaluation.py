@@ -18,7 +18,7 @@ from nlu_ppo.prompting import Prompter
 from nlu_ppo.statistics import bootstrap_interval
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.metrics import Scorer, score
-from nlu_ppo.tasks.record import Example, Kind, Label, Task
+from nlu_ppo.tasks.record import Example, Kind, Label, Task, accepted_answers
 
 SPARE_TOKENS = 4  # room for an answer that is not worded as the longest legal one
 
@@ -41,14 +41,25 @@ class Evaluation:
 
 
 def longest_answer(prompter: Prompter, examples: Sequence[Example]) -> int:
-    """Tokens that the longest legal completion of the examples takes, with a few to spare."""
+    """Tokens that the longest legal completion of the examples takes, with a few to spare.
+
+    Where legal answers can't be listed, the longest gold answer stands for them: one number for all examples,
+    which tells nothing of a single one.
+    """
     task = prompter.task
-    answers = (
-        set(task.answers(examples[0]))
-        if task.kind is not Kind.CHOOSE
-        else {a for example in examples for a in task.answers(example)}
-    )
+    if task.kind is Kind.EXTRACT:
+        answers = _longest({gold for e in examples for gold in accepted_answers(e.label)})
+    elif task.kind is Kind.CHOOSE:
+        answers = {a for example in examples for a in task.answers(example)}
+    else:
+        answers = set(task.answers(examples[0]))
     return max(len(prompter.completion_ids(prompter.close(a))) for a in answers) + SPARE_TOKENS
+
+
+def _longest(answers: set[str], count: int = 256) -> set[str]:
+    """The longest in bytes. To tokenise each of a hundred thousand answers would take minutes, and the longest in
+    tokens is among these, or has a length that spare tokens make up for."""
+    return set(sorted(answers, key=lambda answer: (-len(answer.encode()), answer))[:count])
 
 
 def evaluate(
@@ -78,7 +89,9 @@ def evaluate(
     answers = [
         parse_answer(task, text, example.candidates) for text, example in zip(texts, examples, strict=True)
     ]
-    likely = _most_likely(policy, prompter, examples, ids, config, progress) if config.likelihood else None
+    likely = None
+    if config.likelihood and task.lists_answers:
+        likely = _most_likely(policy, prompter, examples, ids, config, progress)
     predictions = [
         {
             "id": example.id,
@@ -117,7 +130,7 @@ def score_answers_of(
 
 def majority_score(task: Task, train_labels: Sequence[Label], examples: Sequence[Example]) -> float | None:
     """Score (percent) of always answering the most frequent training label (a number: the mean of them)."""
-    if task.kind is Kind.CHOOSE or not train_labels:
+    if task.kind.in_words or not train_labels:
         return None
     constant: Label
     if task.kind is Kind.REGRESS:

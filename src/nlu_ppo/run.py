@@ -19,6 +19,7 @@ import yaml
 
 from nlu_ppo.config import (
     Config,
+    EvalConfig,
     PPOConfig,
     RewardConfig,
     TaskConfig,
@@ -31,6 +32,7 @@ from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
+from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.picture import draw_run
@@ -80,7 +82,6 @@ def identity(config: Config) -> dict[str, Any]:
         "weights": fingerprint(config.model.path, config.model.revision),
         "adapter": adapter_fingerprint(config.model.adapter),
         "method": key_fields(method),
-        "eval": key_fields(config.eval),
         "seed": config.seed,
     }
     for name in ("path", "revision"):  # the weights stand for them
@@ -88,8 +89,7 @@ def identity(config: Config) -> dict[str, Any]:
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
-    if config.eval.decoding == "greedy":
-        parts["eval"].pop("temperature")
+    parts["eval"] = _eval_identity(config.eval, tasks)
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if isinstance(method, PPOConfig):
@@ -107,6 +107,25 @@ def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> d
         parts.pop("mixing")
     if parts.get("mixing") != "temperature":
         parts.pop("mixing_temperature")
+    return parts
+
+
+def _eval_identity(config: EvalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The settings of the evaluation that have an effect; of a text its name and contents.
+
+    Raises:
+        ConfigError: the text isn't there.
+    """
+    parts = key_fields(config)
+    if config.decoding == "greedy":
+        parts.pop("temperature")
+    if not any(task.lists_answers for task in tasks):
+        parts.pop("likelihood")
+    if config.perplexity is None:
+        parts.pop("perplexity_window")
+        parts.pop("perplexity_stride")
+    else:
+        parts["perplexity"] = text_identity(config.perplexity)
     return parts
 
 
@@ -225,6 +244,7 @@ def execute(run: Run) -> dict[str, Any]:
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
     from nlu_ppo.evaluation import evaluate, majority_score
+    from nlu_ppo.inference import perplexity
     from nlu_ppo.methods import METHODS, Part, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
@@ -239,6 +259,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     policy = load_policy(config.model, lora, config.seed, config.device)
     parts = tuple(Part(data, Prompter(data.task, policy.tokenizer, config.model.layout)) for data in tasks)
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
+    reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     clock.lap("load")
 
     setting = METHODS[config.method.name](setting)
@@ -259,9 +280,15 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         for o in outcomes
         for line in o.evaluation.predictions
     )
+    read = None
+    if reading is not None:
+        read = perplexity.measure(
+            policy, reading, batch_size=config.eval.batch_size, progress=f"perplexity, {reading.name}"
+        )
+        clock.lap("perplexity")
     summary = summarize(outcomes)
     trained = setting.examples_seen or summary["n"]
-    return {
+    result = {
         "status": "finished",
         **run.names,
         "seed": config.seed,
@@ -273,6 +300,9 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+    if read is not None:
+        perplexity.report(result, read)
+    return result
 
 
 class Stopwatch:

@@ -28,6 +28,9 @@ def before_and_after(folder: Path, result: Mapping[str, Any]) -> str:
         lines.append(f"  majority       {result['majority']:6.1f}   always the commonest training label")
     unparsable = 100 * result["unparsable"] / result["n"]
     lines.append(f"  unparsable     {unparsable:6.1f}   percent of the answers")
+    if found := result.get("perplexity"):
+        read = f"per token of {found['text']}, windows of {found['window']}, stride {found['stride']}"
+        lines.append(f"  perplexity     {found['value']:6.1f}   {read}")
     if result.get("shortened"):
         lines.append(f"  shortened      {result['shortened']:6d}   prompts lost the end of a text to fit")
     lines.append(f"  run folder     {folder}")

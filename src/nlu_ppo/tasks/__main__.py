@@ -62,7 +62,9 @@ def _table() -> str:
 def _answers(task: Task) -> str:
     if task.kind is Kind.CLASSIFY:
         return " / ".join(task.verbalizers)
-    return f"{task.low:g} to {task.high:g}" if task.kind is Kind.REGRESS else "one of the candidates"
+    if task.kind is Kind.REGRESS:
+        return f"{task.low:g} to {task.high:g}"
+    return "one of the candidates" if task.kind is Kind.CHOOSE else "words of the text"
 
 
 def _show(options: Any) -> str:
@@ -113,7 +115,8 @@ def _tokens(prompter: Prompter, example: Example, examples: Sequence[Example]) -
         f"shared prefix: {shared} tokens, {100 * shared / mean:.0f} % of the mean prompt",
         f"prompt ends in: {[tokenizer.decode([i]) for i in shown.ids[-4:]]}",
     ]
-    for answer in task.answers(example)[:5]:
+    gold = () if example.label is None else (task.verbalize(example.label),)
+    for answer in task.answers(example)[:5] or gold:
         ids = prompter.completion_ids(answer + CLOSE)
         lines.append(f"completion: {[tokenizer.decode([i]) for i in ids]}")
     return lines

@@ -328,6 +328,7 @@ RECORD = Task(
     metrics=("f1", "em"),
     columns=("passage", "query", "entities"),
     fields_of=fields.record_fields,
+    label_of=fields.record_answers,
     hub=_superglue("record"),
     raw=RawSource(_jsonl("ReCoRD"), rows=fields.record_rows),
 )

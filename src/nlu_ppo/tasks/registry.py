@@ -9,6 +9,7 @@ from nlu_ppo.errors import ConfigError
 from nlu_ppo.tasks.averages import GLUE_TASKS, SUPERGLUE_TASKS
 from nlu_ppo.tasks.benchmarks import BENCHMARK_TASKS
 from nlu_ppo.tasks.record import Task
+from nlu_ppo.tasks.squad import SQUAD
 
 try:
     from nlu_ppo.tasks.toy import TOY_TASKS
@@ -17,7 +18,7 @@ except ModuleNotFoundError as error:  # a checkout without the generated tasks s
         raise
     TOY_TASKS = {}
 
-TASKS: dict[str, Task] = {**BENCHMARK_TASKS, **TOY_TASKS}
+TASKS: dict[str, Task] = {**BENCHMARK_TASKS, SQUAD.name: SQUAD, **TOY_TASKS}
 
 # Choices of `task=` that stand for several tasks: one model learns all of them, and each is scored.
 TASK_GROUPS: dict[str, tuple[str, ...]] = {
