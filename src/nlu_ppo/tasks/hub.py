@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from nlu_ppo.errors import DataError
+from nlu_ppo.errors import DataError, MissingSplitError
 from nlu_ppo.tasks.rawfiles import Located
 from nlu_ppo.tasks.record import Task
 
@@ -22,7 +22,8 @@ def hub_rows(
     again for every run of a sweep); a local folder is streamed, since it needs no cache.
 
     Raises:
-        DataError: no such split, no network and not in the cache, no such repository or revision.
+        DataError: the task has no such split.
+        MissingSplitError: no network and not in the cache, no such repository, revision or file.
     """
     if task.hub is None:
         raise DataError(f"task {task.name} isn't on the hub: use task.source=generated")
@@ -37,7 +38,7 @@ def hub_rows(
         if hub_path and local.is_dir():
             files = _parquet_files(local, hub.config, their_split)
             if not files:
-                raise DataError(
+                raise MissingSplitError(
                     f"task {task.name}: no parquet files for split {split!r}; "
                     f"tried {local / hub.config / their_split}-*.parquet"
                 )
@@ -51,7 +52,7 @@ def hub_rows(
     except DataError:
         raise
     except Exception as error:  # network, cache and format errors of several libraries
-        raise DataError(
+        raise MissingSplitError(
             f"task {task.name}: can't load {place} from the hub: {type(error).__name__}: {error}. Without "
             f"a network, run once with one (the files stay in the cache), or use task.source=raw "
             f"task.data_dir=DIR"
