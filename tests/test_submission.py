@@ -16,7 +16,7 @@ import pytest
 from composing import config_of, run_of
 from hypothesis import given
 from hypothesis import strategies as st
-from submissions import EVERY, GLUE, OFFICIAL, SUPERGLUE, read_file, read_zip, write_benchmarks
+from submissions import EVERY, GLUE, OFFICIAL, read_file, read_zip, write_benchmarks
 
 import nlu_ppo.answering
 from nlu_ppo.errors import ConfigError, DataError
@@ -229,7 +229,7 @@ def test_diagnostic_sets_are_prompted_as_their_own_records_do(
     diagnostic: str, owner: str, written: Path
 ) -> None:
     raw = config_of(f"task={owner}", "task.source=raw", f"task.data_dir={written}").task
-    sets = load_submission(get_task(owner), raw).sets
+    sets = load_submission([get_task(owner)], raw).sets
     ours = next(part.examples for part in sets if part.files[0].diagnostic == diagnostic)
     theirs = list(read_split(diagnostic, "test", "raw", written))
     assert [Prompter(get_task(owner), None).render(e) for e in ours] == [
@@ -254,6 +254,17 @@ def test_a_missing_test_file_stops_the_run_before_the_model_is_loaded(
         start(tmp_path / "run", "mnli", data, "method=ppo")
     for file, name in (("MNLI-m.tsv", "test_matched"), ("MNLI-mm.tsv", "test_mismatched")):
         assert re.search(rf"{file}: .*{data}/glue/MNLI/{name}\.tsv", str(raised.value))
+
+
+def test_all_missing_test_files_of_a_group_are_named_at_once(tmp_path: Path, written: Path) -> None:
+    data = shutil.copytree(written, tmp_path / "data")
+    for task in ("BoolQ", "WSC"):
+        (data / f"superglue/{task}/test.jsonl").unlink()
+    with pytest.raises(DataError) as raised:
+        start(tmp_path / "run", "superglue", data)
+    assert all(
+        f"{name}.jsonl: task {name.lower()}: no file" in str(raised.value) for name in ("BoolQ", "WSC")
+    )
 
 
 def test_a_damaged_diagnostic_file_is_no_missing_one(tmp_path: Path, written: Path) -> None:
@@ -372,10 +383,18 @@ def test_a_whole_submission_is_what_the_server_expects(
     assert (tmp_path / "out.zip").read_bytes() == first
 
 
-def test_one_run_may_hold_several_tasks(tmp_path: Path) -> None:
-    fake_run(tmp_path / "s", [BY_NAME[name] for name in SUPERGLUE], 4)
-    assert zip_of(tmp_path, "--partial", benchmark="superglue") == 0
-    assert all(len(found) == 4 for found in read_zip(tmp_path / "out.zip", "superglue").values())
+@pytest.mark.parametrize("benchmark", OFFICIAL)
+def test_one_model_for_a_whole_benchmark_makes_a_whole_submission(
+    benchmark: str, tmp_path: Path, written: Path, scripted: Any
+) -> None:
+    result = start(tmp_path / f"s/{benchmark}/tiny/zero_shot/0-00000000", benchmark, written)
+    assert zip_of(tmp_path, "--partial", benchmark=benchmark) == 0
+    files = read_zip(tmp_path / "out.zip", benchmark)
+    for name, found in files.items():
+        assert result["metrics"][f"submission/{name}/rows"] == len(found)
+        if EVERY[name][1] is not None:
+            numbers = [key[-1] if isinstance(key, tuple) else key for key in found]
+            assert list(found.values()) == [expected(name, 0 if n % 3 == 0 else n % 2) for n in numbers]
 
 
 def test_missing_tasks_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
