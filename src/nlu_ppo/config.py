@@ -46,7 +46,9 @@ class LimitConfig:
     """Shortens a run: fixed random subsets, the same for every seed and method."""
 
     train: int | None = option(None, "use at most this many training examples", low=1)
-    eval: int | None = option(None, "use at most this many evaluation examples per split", low=1)
+    eval: int | None = option(
+        None, "use at most this many evaluation (and, for a submission, test) examples per split", low=1
+    )
 
 
 @dataclass
@@ -269,6 +271,9 @@ class EvalConfig:
         low=1,
     )
     likelihood: bool = option(True, "also score by the likelihood of the legal answers")
+    submission: bool = option(
+        False, "also answer the benchmark's test splits, and write the files that its server takes"
+    )
     bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
     batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
     # key=False: the text itself counts, and its window and stride where there is a text

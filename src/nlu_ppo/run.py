@@ -32,6 +32,7 @@ from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
+from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
@@ -90,6 +91,8 @@ def identity(config: Config) -> dict[str, Any]:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
     parts["eval"] = _eval_identity(config.eval, tasks)
+    if config.eval.submission:
+        parts["submission"] = submission_fingerprint(tasks, config.task)
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if isinstance(method, PPOConfig):
@@ -121,6 +124,8 @@ def _eval_identity(config: EvalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
         parts.pop("temperature")
     if not any(task.lists_answers for task in tasks):
         parts.pop("likelihood")
+    if not config.submission:  # a run without one keeps the key that it had before there were any
+        parts.pop("submission")
     if config.perplexity is None:
         parts.pop("perplexity_window")
         parts.pop("perplexity_stride")
@@ -160,10 +165,12 @@ def build_run(config: Config, folder: Path) -> Run:
     """Checks what needs no torch and no data, and names the run.
 
     Raises:
-        UserError: task, source, model path or reward don't fit together.
+        UserError: task, source, model path, reward or submission don't fit together.
     """
     for task in tasks_of(config.task):
         check_source(task, config.task)
+        if config.eval.submission:
+            check_submission(task)
         if isinstance(config.method, TrainingConfig) and not task.trainable:
             raise ConfigError(
                 f"task={task.name} has no training split: train on mnli (for ax) or rte (for axb, axg), or "
@@ -243,6 +250,7 @@ def execute(run: Run) -> dict[str, Any]:
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
+    from nlu_ppo.answering import answer_submission
     from nlu_ppo.evaluation import evaluate, majority_score
     from nlu_ppo.inference import perplexity
     from nlu_ppo.methods import METHODS, Part, Setting
@@ -251,10 +259,14 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import Outcome, summarize
     from nlu_ppo.tasks.splits import load_tasks
+    from nlu_ppo.tasks.submission_sets import load_submission
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
     tasks = load_tasks(config.task)
+    submission = (
+        load_submission([data.task for data in tasks], config.task) if config.eval.submission else None
+    )
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
     parts = tuple(Part(data, Prompter(data.task, policy.tokenizer, config.model.layout)) for data in tasks)
@@ -287,6 +299,10 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         )
         clock.lap("perplexity")
     summary = summarize(outcomes)
+    if submission:
+        summary["metrics"] |= answer_submission(setting, submission, folder.write_submission)
+        summary["submission_missing"] = submission.missing
+        clock.lap("submission")
     trained = setting.examples_seen or summary["n"]
     result = {
         "status": "finished",

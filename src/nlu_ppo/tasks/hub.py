@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from nlu_ppo.errors import DataError
+from nlu_ppo.errors import DataError, MissingSplitError
 from nlu_ppo.tasks.rawfiles import Located
 from nlu_ppo.tasks.record import HubSource, Task
 
@@ -22,7 +22,8 @@ def hub_rows(
     again for every run of a sweep); a local folder is streamed, since it needs no cache.
 
     Raises:
-        DataError: no such split, no network and not in the cache, no such repository or revision.
+        DataError: the task has no such split.
+        MissingSplitError: no network and not in the cache, no such repository, revision or file.
     """
     if task.hub is None:
         raise DataError(f"task {task.name} isn't on the hub: use task.source=generated")
@@ -51,7 +52,7 @@ def load_split(who: str, hub: HubSource, split: str, hub_path: str | Path | None
         if hub_path and local.is_dir():
             files = _parquet_files(local, hub.config, their_split)
             if not files:
-                raise DataError(
+                raise MissingSplitError(
                     f"{who}: no parquet files for split {split!r}; "
                     f"tried {local / hub.config / their_split}-*.parquet"
                 )
@@ -64,7 +65,7 @@ def load_split(who: str, hub: HubSource, split: str, hub_path: str | Path | None
     except DataError:
         raise
     except Exception as error:  # network, cache and format errors of several libraries
-        raise DataError(
+        raise MissingSplitError(
             f"{who}: can't load {path} ({hub.config}, {their_split}) from the hub: {type(error).__name__}: "
             f"{error}. Without a network, run once with one (the files stay in the cache), or {advice}"
         ) from error

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo.errors import DataError
+from nlu_ppo.errors import DataError, MissingSplitError
 from nlu_ppo.tasks.record import RawSource, Row, RowError, Task
 
 # Where a row stands, and the row, or why it can't be read. `None`: left out on purpose.
@@ -25,7 +25,7 @@ def locate(task: Task, split: str, data_dir: str | Path) -> list[Path]:
     """The files that hold a split: the data first, then a list of ids where the split needs one.
 
     Raises:
-        DataError: none of the places that the release keeps them in exists.
+        MissingSplitError: none of the places that the release keeps them in exists.
     """
     raw = _raw_source(task, split)
     root = Path(data_dir).expanduser()
@@ -41,7 +41,7 @@ def locate(task: Task, split: str, data_dir: str | Path) -> list[Path]:
     also = ""
     if raw.shared_file and split in ("train", "validation"):
         also = " (or " + " together with ".join(str(root / name) for name in raw.shared_file) + ")"
-    raise DataError(
+    raise MissingSplitError(
         f"task {task.name}: no file for split {split!r}; tried {tried}{also}. task.data_dir should hold the "
         f"benchmark's own layout, with {raw.files[split][0]} in it; or use task.source=hub"
     )

@@ -50,7 +50,7 @@ def load_task(task: Task, config: TaskConfig) -> TaskData:
     """
     check_source(task, config)
     train = _read(task, "train", config) if task.trainable else []
-    evaluation = {split: _subset(_read(task, split, config), config.limit.eval) for split in task.eval_splits}
+    evaluation = {split: evaluation_examples(task, split, config) for split in task.eval_splits}
     labels = [e.label for e in train if e.label is not None]
     for split, examples in evaluation.items():
         if any(e.label is None for e in examples):
@@ -59,6 +59,17 @@ def load_task(task: Task, config: TaskConfig) -> TaskData:
             )
     kept, selection = _hold_out(train, config.selection)
     return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels)
+
+
+def evaluation_examples(task: Task, split: str, config: TaskConfig) -> list[Example]:
+    """The examples of a split that isn't trained on, as far as `task.limit.eval` lets them in."""
+    return _subset(_read(task, split, config), config.limit.eval)
+
+
+def commonest_label(labels: Sequence[Label]) -> Label:
+    """The most frequent label; of equally frequent ones the first by name."""
+    counts = Counter(labels)
+    return max(sorted(counts, key=str), key=counts.__getitem__)
 
 
 def _read(task: Task, split: str, config: TaskConfig) -> list[Example]:
@@ -114,9 +125,13 @@ def load_tasks(config: TaskConfig) -> list[TaskData]:
     return [load_task(task, config) for task in tasks_of(config)]
 
 
-def data_fingerprint(task: Task, config: TaskConfig) -> str:
-    """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision."""
-    splits = [*(["train"] if task.trainable else []), *task.eval_splits]
+def data_fingerprint(task: Task, config: TaskConfig, splits: Sequence[str] | None = None) -> str:
+    """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision.
+
+    Args:
+        splits: those that count; by default the ones that a run fits and evaluates.
+    """
+    splits = splits or [*(["train"] if task.trainable else []), *task.eval_splits]
     if config.source == "raw":
         return _hash_files(raw_files(task, splits, str(config.data_dir)))
     if config.source == "hub":
