@@ -63,7 +63,8 @@ def test_small_splits_are_lists_and_large_ones_lie_in_a_file(
 def test_a_spool_behaves_as_a_list(tmp_path: Path) -> None:
     whole = [
         *examples(5),
-        Example("r-1-2", {"query": "é\u2028"}, ("a", "b"), (1, 2), ("a", "c"), {"passage": 1, "query": 2}, ("a",)),
+        Example("r-1-2", {"query": "é\u2028"}, ("a", "b"), (1, 2), ("a", "c"), {"passage": 1, "query": 2},
+                "record", ("a",)),
         Example("s", {"sentence1": ""}, 3.8),
         Example("t", {}, None),
     ]  # fmt: skip

@@ -117,7 +117,7 @@ def test_hub_and_raw_agree(tmp_path: Path) -> None:
 def items_of(*queries: tuple[str, ...], gold: tuple[str, ...] = ("Al",)) -> list[Example]:
     return [
         Example(f"validation-0-{q}-{k}", {"passage": "", "query": name}, int(name in gold), (0, q), (name,),
-                {"passage": 0, "query": q, "candidate": k}, gold)
+                {"passage": 0, "query": q, "candidate": k}, accepted=gold)
         for q, names in enumerate(queries)
         for k, name in enumerate(names)
     ]  # fmt: skip

@@ -50,7 +50,15 @@ def key(method: str, *more: str) -> str:
 # -- what counts ---------------------------------------------------------------------------------------------
 
 # Keys that count only beside another one.
-ONLY_WITH = {"eval.temperature": ["eval.decoding=sample"]}
+READING = [f"eval.perplexity={ROOT / 'LICENSE'}"]
+ONLY_WITH = {
+    "eval.temperature": ["eval.decoding=sample"],
+    "eval.perplexity_window": READING,
+    "eval.perplexity_stride": READING,
+    "task.members": ["task=glue"],
+    "task.mixing": ["task=glue"],
+    "task.mixing_temperature": ["task=glue", "task.mixing=temperature"],
+}
 GROUPS = {  # which groups a method's result depends on
     "zero_shot": {"task", "model", "method", "eval"},
     "few_shot": {"task", "model", "method", "eval"},
@@ -66,6 +74,7 @@ def counted_fields() -> list[tuple[str, str]]:
         for name, item, _ in walk(base(method)):
             group = name.partition(".")[0]
             skipped = method == "zero_shot" and name in ("task.limit.train", "task.selection")
+            skipped |= method in ("zero_shot", "few_shot") and name.startswith("task.mixing")
             used = group in GROUPS[method] or name == "seed"
             if item.metadata["key"] and used and not skipped:
                 found.append((method, name))
@@ -83,6 +92,8 @@ def changed(config: Config, name: str) -> Config:
     value = getattr(node, leaf)
     if name == "task.name":
         new: Any = "cb"
+    elif name == "task.members":
+        new = ["rte", "cola"]
     elif name == "task.source":
         new = "raw"
     elif item.metadata["choices"]:
@@ -166,7 +177,7 @@ def test_data_count_by_content_not_by_place(tmp_path: Path):
         for split in ("train", "val"):
             (place / f"superglue/RTE/{split}.jsonl").write_text(f'{{"idx": 0, "split": "{split}"}}\n')
     raw = [(f"task.source=raw task.data_dir={place}").split() for place in places]
-    assert identity(base("sft", *raw[0]))["data"].startswith("sha256:")
+    assert identity(base("sft", *raw[0]))["data"]["rte"].startswith("sha256:")
     assert key("sft", *raw[0]) == key("sft", *raw[1])
     before = key("zero_shot", *raw[1])
     (places[1] / "superglue/RTE/train.jsonl").write_text('{"idx": 1}\n')

@@ -46,7 +46,9 @@ class LimitConfig:
     """Shortens a run: fixed random subsets, the same for every seed and method."""
 
     train: int | None = option(None, "use at most this many training examples", low=1)
-    eval: int | None = option(None, "use at most this many evaluation examples per split", low=1)
+    eval: int | None = option(
+        None, "use at most this many evaluation (and, for a submission, test) examples per split", low=1
+    )
 
 
 @dataclass
@@ -61,7 +63,7 @@ class TaskConfig:
     )
     data_dir: str | None = option(
         None,
-        "with source=raw: the folder that holds glue/ and superglue/ (its contents count, not its name)",
+        "with source=raw: the folder that holds glue/, superglue/ or squad/ (its contents count, not its name)",
         key=False,
     )
     hub_path: str | None = option(
@@ -75,6 +77,14 @@ class TaskConfig:
     on_bad_row: str = option(
         "error", "a malformed row stops the run, or is counted and skipped", choices=("error", "skip")
     )
+    members: list[str] | None = option(None, "of a group such as glue: only these tasks; null takes all")
+    mixing: str = option(
+        "proportional",
+        "of a group: how often each task's examples come in training: as its size is, equally often, or between "
+        "(size to the power 1/mixing_temperature)",
+        choices=("proportional", "equal", "temperature"),
+    )
+    mixing_temperature: float = option(2.0, "of a group, with mixing=temperature: 1 is proportional", low=1)
     limit: LimitConfig = field(default_factory=LimitConfig)
 
 
@@ -119,6 +129,12 @@ class ModelConfig:
         None, "longest prompt plus completion in tokens; null reads it from the model", low=16
     )
     trust_remote_code: bool = option(False, "run code that the model's repository ships")
+    micro_batch_size: int = option(
+        8,
+        "rows per forward pass that suit this model's size; the methods take theirs from here",
+        low=1,
+        key=False,
+    )
     learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
     epochs: EpochsConfig = field(default_factory=EpochsConfig)
 
@@ -255,8 +271,22 @@ class EvalConfig:
         low=1,
     )
     likelihood: bool = option(True, "also score by the likelihood of the legal answers")
+    submission: bool = option(
+        False, "also answer the benchmark's test splits, and write the files that its server takes"
+    )
     bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
     batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
+    # key=False: the text itself counts, and its window and stride where there is a text
+    perplexity: str | None = option(
+        None,
+        "also measure the final weights' perplexity on a text: `wikitext` (WikiText-2's test split on the hub), "
+        "a text file, or a folder with wikitext-2-raw-v1/test-*.parquet (its name and contents count)",
+        key=False,
+    )
+    perplexity_window: int = option(1024, "tokens that a window reads; at most the model's context", low=1)
+    perplexity_stride: int = option(
+        512, "tokens from the beginning of one window to that of the next; at most a window", low=1
+    )
 
 
 @dataclass
@@ -378,7 +408,14 @@ def check(config: Config) -> None:
         )
     if config.task.source == "raw" and config.task.data_dir is None:
         raise ConfigError(
-            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/ and superglue/"
+            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/, superglue/ or squad/"
+        )
+    reading = config.eval
+    if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
+        raise ConfigError(
+            f"eval.perplexity_stride={reading.perplexity_stride} is more than "
+            f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
+            f"left out"
         )
 
 

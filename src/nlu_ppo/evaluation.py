@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,13 @@ from nlu_ppo.config import EvalConfig
 from nlu_ppo.inference.decoder import generate, score_answers
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompt_cache import count_shortened, token_ids
-from nlu_ppo.prompting import Prompter
+from nlu_ppo.prompting import Prompt, Prompter
 from nlu_ppo.statistics import bootstrap_interval
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.metrics import Scorer, score
-from nlu_ppo.tasks.record import Example, Kind, Label, Task
+from nlu_ppo.tasks.record import Example, Kind, Label, Task, accepted_answers
 from nlu_ppo.tasks.reduction import Judged, judge
+from nlu_ppo.tasks.splits import commonest_label
 
 SPARE_TOKENS = 4  # room for an answer that is not worded as the longest legal one
 
@@ -47,12 +47,63 @@ class Evaluation:
 
 
 def longest_answer(prompter: Prompter, examples: Sequence[Example]) -> int:
-    """Tokens that the longest legal completion of the examples takes, with a few to spare."""
+    """Tokens that the longest legal completion of the examples takes, with a few to spare.
+
+    Where legal answers can't be listed, the longest gold answer stands for them: one number for all examples,
+    which tells nothing of a single one.
+    """
     task = prompter.task
-    asked = examples if task.kind is Kind.CHOOSE else examples[:1]  # elsewhere all have the same answers
-    completions = {prompter.close(answer) for example in asked for answer in task.answers(example)}
+    if task.kind is Kind.EXTRACT:
+        answers = _longest({gold for e in examples for gold in accepted_answers(e.label)})
+    elif task.kind is Kind.CHOOSE:
+        answers = {a for example in examples for a in task.answers(example)}
+    else:
+        answers = set(task.answers(examples[0]))
+    completions = set(map(prompter.close, answers))
     prompter.learn_completions(completions)
     return max(len(prompter.completion_ids(text)) for text in completions) + SPARE_TOKENS
+
+
+def _longest(answers: set[str], count: int = 256) -> set[str]:
+    """The longest in bytes. To tokenise each of a hundred thousand answers would take minutes, and the longest in
+    tokens is among these, or has a length that spare tokens make up for."""
+    return set(sorted(answers, key=lambda answer: (-len(answer.encode()), answer))[:count])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model wrote, example by example, and the labels that it gives (`None`: unparsable)."""
+
+    prompts: Sequence[Prompt]
+    texts: list[str]
+    labels: Sequence[Label | None]
+
+
+def answer(
+    policy: Policy,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    config: EvalConfig,
+    seed: int = 0,
+    progress: str | None = None,
+) -> Answers:
+    """Answers every example; needs no gold labels."""
+    prompts = prompter.prepare(examples)
+    completions = generate(
+        policy,
+        token_ids(prompts),
+        config.max_new_tokens or longest_answer(prompter, examples),
+        temperature=config.temperature if config.decoding == "sample" else 0.0,
+        generator=torch.Generator(policy.device).manual_seed(seed),
+        batch_size=config.batch_size,
+        progress=progress,
+    )
+    texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
+    labels = [
+        parse_answer(prompter.task, text, example.candidates)
+        for text, example in zip(texts, examples, strict=True)
+    ]
+    return Answers(prompts, texts, labels)
 
 
 def evaluate(
@@ -65,62 +116,43 @@ def evaluate(
 ) -> Evaluation:
     """Answers every example and scores the answers as the task's benchmark does."""
     task = prompter.task
-    prompts = prompter.prepare(examples)
-    ids = token_ids(prompts)
-    limit = config.max_new_tokens or longest_answer(prompter, examples)
-    generator = torch.Generator(policy.device).manual_seed(seed)
-    completions = generate(
-        policy,
-        ids,
-        limit,
-        temperature=config.temperature if config.decoding == "sample" else 0.0,
-        generator=generator,
-        batch_size=config.batch_size,
-        progress=progress,
-    )
-    texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
-    answers = [
-        parse_answer(task, text, example.candidates) for text, example in zip(texts, examples, strict=True)
-    ]
-    judged = judge(task, examples, answers)
+    found = answer(policy, prompter, examples, config, seed, progress)
+    judged = judge(task, examples, found.labels)
     metrics = _metrics(judged)
     likely = None
-    if config.likelihood:
-        labels, strengths = _most_likely(policy, prompter, examples, ids, config, progress)
+    if config.likelihood and task.lists_answers:
+        labels, strengths = _most_likely(
+            policy, prompter, examples, token_ids(found.prompts), config, progress
+        )
         likely = judge(task, examples, labels, strengths)
         metrics |= {f"likelihood/{k}": v for k, v in _metrics(likely).items()}
-    hashes = [hashlib.sha256(prompt.text.encode()).hexdigest()[:16] for prompt in prompts]
     return Evaluation(
         metrics=metrics,
         score=100 * metrics["score"],
         interval=_interval(judged, config.bootstrap_samples),
         likelihood=100 * metrics["likelihood/score"] if likely is not None else None,
         unparsable=sum(a is None for a in judged.answers),
-        shortened=count_shortened(prompts),
-        predictions=_predictions(judged, likely, examples, hashes, texts, answers),
+        shortened=count_shortened(found.prompts),
+        predictions=_predictions(examples, found, judged, likely),
     )
 
 
 def _predictions(
-    judged: Judged,
-    likely: Judged | None,
-    examples: Sequence[Example],
-    hashes: Sequence[str],
-    texts: Sequence[str],
-    answers: Sequence[Label | None],
+    examples: Sequence[Example], found: Answers, judged: Judged, likely: Judged | None
 ) -> list[dict[str, Any]]:
     """One line per scored answer. A question's shows the item that gave its answer, and all its items."""
+    hashes = [hashlib.sha256(prompt.text.encode()).hexdigest()[:16] for prompt in found.prompts]
     lines = []
-    for number, (example, answer, rows) in enumerate(
+    for number, (example, label, rows) in enumerate(
         zip(judged.examples, judged.answers, judged.rows, strict=True)
     ):
         line: dict[str, Any] = {
             "id": example.id,
             "prompt_sha": hashes[rows[0]],
-            "completion": texts[rows[0]],
-            "label": answer,
+            "completion": found.texts[rows[0]],
+            "label": label,
             "reference": example.label,
-            "correct": is_correct(judged.task, answer, example.label),
+            "correct": is_correct(judged.task, label, example.label),
         }
         if example.group is not None:
             line["group"] = example.group
@@ -132,8 +164,8 @@ def _predictions(
                     "id": examples[i].id,
                     "candidate": examples[i].candidates[0],
                     "prompt_sha": hashes[i],
-                    "completion": texts[i],
-                    "label": answers[i],
+                    "completion": found.texts[i],
+                    "label": found.labels[i],
                     "reference": examples[i].label,
                 }
                 for i in sorted(rows)
@@ -156,14 +188,13 @@ def _metrics(judged: Judged) -> dict[str, float]:
 
 def majority_score(task: Task, train_labels: Sequence[Label], examples: Sequence[Example]) -> float | None:
     """Score (percent) of always answering the most frequent training label (a number: the mean of them)."""
-    if task.kind is Kind.CHOOSE or not train_labels:
+    if task.kind.in_words or not train_labels:
         return None
     constant: Label
     if task.kind is Kind.REGRESS:
         constant = float(np.mean([float(v) for v in train_labels]))  # type: ignore[arg-type]
     else:
-        counts = Counter(train_labels)
-        constant = max(sorted(counts, key=str), key=counts.__getitem__)
+        constant = commonest_label(train_labels)
     return 100 * score_answers_of(task, [constant] * len(examples), examples)["score"]
 
 

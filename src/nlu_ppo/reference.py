@@ -14,7 +14,7 @@ from nlu_ppo.tasks import TASKS
 
 PAGE = CONF.parent / "docs" / "configuration.md"
 MISSING = "???"
-BENCHMARKS = {"glue": "GLUE", "super_glue": "SuperGLUE"}
+BENCHMARKS = {"glue": "GLUE", "super_glue": "SuperGLUE", "squad": "SQuAD"}
 
 INTRODUCTION = """\
 # Configuration

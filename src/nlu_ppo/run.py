@@ -10,25 +10,35 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nlu_ppo.config import Config, PPOConfig, RewardConfig, TrainingConfig, ZeroShotConfig, key_fields
+from nlu_ppo.config import (
+    Config,
+    EvalConfig,
+    PPOConfig,
+    RewardConfig,
+    TaskConfig,
+    TrainingConfig,
+    ZeroShotConfig,
+    key_fields,
+)
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
-from nlu_ppo.tasks import get_task
+from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
+from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
+from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.picture import draw_run
 
 if TYPE_CHECKING:
-    from nlu_ppo.evaluation import Evaluation
     from nlu_ppo.tasks.splits import TaskData
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +63,7 @@ class Run:
         """The choices by group; `None` where the method doesn't use the group."""
         c = self.config
         return {
-            "task": c.task.name,
+            "task": task_label(c.task),
             "model": c.model.name,
             "method": c.method.name,
             "reward": c.reward.name if isinstance(c.method, PPOConfig) else None,
@@ -69,15 +79,14 @@ def identity(config: Config) -> dict[str, Any]:
     """
     method = config.method
     trains, uses_train = isinstance(method, TrainingConfig), not isinstance(method, ZeroShotConfig)
-    task = get_task(config.task.name)
+    tasks = tasks_of(config.task)
     parts: dict[str, Any] = {
-        "task": key_fields(config.task),
-        "data": data_fingerprint(task, config.task),
+        "task": _task_identity(config.task, tasks, trains),
+        "data": {task.name: data_fingerprint(task, config.task) for task in tasks},
         "model": key_fields(config.model),
         "weights": fingerprint(config.model.path, config.model.revision),
         "adapter": adapter_fingerprint(config.model.adapter),
         "method": key_fields(method),
-        "eval": key_fields(config.eval),
         "seed": config.seed,
     }
     for name in ("path", "revision"):  # the weights stand for them
@@ -85,8 +94,9 @@ def identity(config: Config) -> dict[str, Any]:
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
-    if config.eval.decoding == "greedy":
-        parts["eval"].pop("temperature")
+    parts["eval"] = _eval_identity(config.eval, tasks)
+    if config.eval.submission:
+        parts["submission"] = submission_fingerprint(tasks, config.task)
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if isinstance(method, PPOConfig):
@@ -94,6 +104,37 @@ def identity(config: Config) -> dict[str, Any]:
         if method.kl_controller == "fixed":
             for name in ("kl_target", "kl_horizon"):
                 parts["method"].pop(name)
+    return parts
+
+
+def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> dict[str, Any]:
+    """The task's settings. Those of a group count only for a group, and mixing only for training on one."""
+    parts = key_fields(config) | {"members": [task.name for task in tasks]}
+    if len(tasks) == 1 or not trains:
+        parts.pop("mixing")
+    if parts.get("mixing") != "temperature":
+        parts.pop("mixing_temperature")
+    return parts
+
+
+def _eval_identity(config: EvalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The settings of the evaluation that have an effect; of a text its name and contents.
+
+    Raises:
+        ConfigError: the text isn't there.
+    """
+    parts = key_fields(config)
+    if config.decoding == "greedy":
+        parts.pop("temperature")
+    if not any(task.lists_answers for task in tasks):
+        parts.pop("likelihood")
+    if not config.submission:  # a run without one keeps the key that it had before there were any
+        parts.pop("submission")
+    if config.perplexity is None:
+        parts.pop("perplexity_window")
+        parts.pop("perplexity_stride")
+    else:
+        parts["perplexity"] = text_identity(config.perplexity)
     return parts
 
 
@@ -114,28 +155,35 @@ def run_key(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def task_label(config: TaskConfig) -> str:
+    """The task's name in folders, tables and MLflow; a part of a group is never called by the group's name."""
+    return config.name if config.members is None else "+".join(config.members)
+
+
 def subfolder(config: Config, key: str) -> str:
     """Where a run lies below its study."""
-    return f"{config.task.name}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
+    return f"{task_label(config.task)}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
 
 
 def build_run(config: Config, folder: Path) -> Run:
     """Checks what needs no torch and no data, and names the run.
 
     Raises:
-        UserError: task, source, model path or reward don't fit together.
+        UserError: task, source, model path, reward or submission don't fit together.
     """
-    task = get_task(config.task.name)
-    check_source(task, config.task)
-    if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
-        owner = task.train_on or "another task"
-        raise ConfigError(
-            f"task={task.name} has no training split, so method={config.method.name} can't be used: train "
-            f"with task={owner}, then evaluate with task={task.name} method=zero_shot "
-            f"model.adapter=<folder of that run>/adapter"
-        )
-    if isinstance(config.method, PPOConfig):
-        get_reward(config.reward, task)
+    for task in tasks_of(config.task):
+        check_source(task, config.task)
+        if config.eval.submission:
+            check_submission(task)
+        if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
+            owner = task.train_on or "another task"
+            raise ConfigError(
+                f"task={task.name} has no training split, so method={config.method.name} can't be used: train "
+                f"with task={owner}, then evaluate with task={task.name} method=zero_shot "
+                f"model.adapter=<folder of that run>/adapter"
+            )
+        if isinstance(config.method, PPOConfig):
+            get_reward(config.reward, task)
     return Run(config, run_key(config), folder)
 
 
@@ -208,26 +256,36 @@ def execute(run: Run) -> dict[str, Any]:
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
+    from nlu_ppo.answering import answer_submission
     from nlu_ppo.evaluation import evaluate, majority_score
-    from nlu_ppo.methods import METHODS, Setting
+    from nlu_ppo.inference import perplexity
+    from nlu_ppo.methods import METHODS, Part, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
-    from nlu_ppo.tasks.splits import load_task
+    from nlu_ppo.results import Outcome, summarize
+    from nlu_ppo.tasks.splits import load_tasks
+    from nlu_ppo.tasks.submission_sets import load_submission
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
     scratch = Path(config.outputs) / CACHE
-    data = load_task(get_task(config.task.name), config.task, scratch)
-    _report_bad_rows(data)
+    tasks = load_tasks(config.task, scratch)
+    skipped = _skipped_rows(tasks)
+    submission = (
+        load_submission([data.task for data in tasks], config.task, scratch)
+        if config.eval.submission
+        else None
+    )
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
-    prompter = Prompter(
-        data.task, policy.tokenizer, config.model.layout, cache=PromptCache(scratch / "prompts")
+    cache = PromptCache(scratch / "prompts")
+    parts = tuple(
+        Part(data, Prompter(data.task, policy.tokenizer, config.model.layout, cache=cache)) for data in tasks
     )
-    setting = Setting(config, policy, prompter, data, recorder)
-    setting = setting.with_room_for_answers()
+    setting = Setting(config, policy, parts, recorder).with_room_for_answers()
+    reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     clock.lap("load")
 
     setting = METHODS[config.method.name](setting)
@@ -235,21 +293,37 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         save_adapter(policy, folder.adapter)
     clock.lap("fit")
 
-    evaluations = {
-        split: evaluate(policy, setting.prompter, examples, config.eval, config.seed, progress=split)
-        for split, examples in data.evaluation.items()
-    }
+    outcomes = []
+    for part in setting.parts:
+        for split, examples in part.data.evaluation.items():
+            label = split if len(setting.parts) == 1 else f"{part.task.name} {split}"
+            found = evaluate(policy, part.prompter, examples, config.eval, config.seed, progress=label)
+            majority = majority_score(part.task, part.data.train_labels, examples)
+            outcomes.append(Outcome(part.task, split, found, majority))
     clock.lap("evaluate")
-    folder.write_predictions(p for e in evaluations.values() for p in e.predictions)
-    split, headline = next(iter(evaluations.items()))
-    trained = setting.examples_seen or headline.n
-    return {
+    folder.write_predictions(
+        {**({"task": o.task.name} if len(setting.parts) > 1 else {}), **line}
+        for o in outcomes
+        for line in o.evaluation.predictions
+    )
+    read = None
+    if reading is not None:
+        read = perplexity.measure(
+            policy, reading, batch_size=config.eval.batch_size, progress=f"perplexity, {reading.name}"
+        )
+        clock.lap("perplexity")
+    summary = summarize(outcomes)
+    if submission:
+        summary["metrics"] |= answer_submission(setting, submission, folder.write_submission)
+        summary["submission_missing"] = submission.missing
+        clock.lap("submission")
+    trained = setting.examples_seen or summary["n"]
+    result = {
         "status": "finished",
         **run.names,
         "seed": config.seed,
-        **_headline(headline, evaluations),
-        "majority": majority_score(data.task, data.train_labels, data.evaluation[split]),
-        "skipped_rows": {split: len(rows) for split, rows in data.bad_rows.items()},
+        **summary,
+        "skipped_rows": skipped,
         "best": recorder.best,
         "seconds": clock.laps,
         "samples_per_second": trained / max(clock.laps["fit" if run.trains else "evaluate"], 1e-9),
@@ -257,29 +331,23 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+    if read is not None:
+        perplexity.report(result, read)
+    return result
 
 
-def _report_bad_rows(data: TaskData) -> None:
-    """Rows that were left out are said on the console: a score on fewer examples is another score."""
-    for split, rows in data.bad_rows.items():
-        if rows:
-            print(f"task {data.task.name}, split {split}: skipped {len(rows)} bad rows; first: {rows[0]}")
+def _skipped_rows(tasks: Sequence[TaskData]) -> dict[str, int]:
+    """How many rows of each split were left out; of several tasks, by `<task>/<split>`.
 
-
-def _headline(first: Evaluation, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """The first split's numbers, and further splits' metrics under their own names."""
-    metrics = dict(first.metrics)
-    for split, other in list(evaluations.items())[1:]:
-        metrics |= {f"{split}/{k}": v for k, v in other.metrics.items()}
-    return {
-        "metrics": metrics,
-        "score": first.score,
-        "ci95": list(first.interval),
-        "n": first.n,
-        "unparsable": first.unparsable,
-        "shortened": first.shortened,
-        "likelihood_score": first.likelihood,
-    }
+    They are said on the console too: a score on fewer examples is another score.
+    """
+    counts = {}
+    for data in tasks:
+        for split, rows in data.bad_rows.items():
+            counts[split if len(tasks) == 1 else f"{data.task.name}/{split}"] = len(rows)
+            if rows:
+                print(f"task {data.task.name}, split {split}: skipped {len(rows)} bad rows; first: {rows[0]}")
+    return counts
 
 
 class Stopwatch:

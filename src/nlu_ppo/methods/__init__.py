@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nlu_ppo.methods import few_shot, ppo, sft, zero_shot
-from nlu_ppo.methods.setting import Setting
+from nlu_ppo.methods.setting import Part, Setting
 
 METHODS: dict[str, Callable[[Setting], Setting]] = {
     "zero_shot": zero_shot.fit,
@@ -14,4 +14,4 @@ METHODS: dict[str, Callable[[Setting], Setting]] = {
     "ppo": ppo.fit,
 }
 
-__all__ = ["METHODS", "Setting"]
+__all__ = ["METHODS", "Part", "Setting"]

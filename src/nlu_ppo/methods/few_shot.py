@@ -9,16 +9,20 @@ from dataclasses import replace
 
 from nlu_ppo.config import FewShotConfig
 from nlu_ppo.errors import DataError
-from nlu_ppo.methods.setting import Setting, training_examples
+from nlu_ppo.methods.setting import Part, Setting, training_examples
 from nlu_ppo.tasks.record import Example, Kind
 
 
 def fit(setting: Setting) -> Setting:
     method = setting.config.method
     assert isinstance(method, FewShotConfig)
-    kind = setting.data.task.kind
-    shown = demonstrations(training_examples(setting), method.k, method.choice, setting.config.seed, kind)
-    return replace(setting, prompter=setting.prompter.with_demonstrations(shown))
+    return replace(setting, parts=tuple(_with_demonstrations(p, method, setting) for p in setting.parts))
+
+
+def _with_demonstrations(part: Part, method: FewShotConfig, setting: Setting) -> Part:
+    seed, kind = setting.config.seed, part.task.kind
+    shown = demonstrations(training_examples(part), method.k, method.choice, seed, kind)
+    return replace(part, prompter=part.prompter.with_demonstrations(shown))
 
 
 def demonstrations(

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import itertools
 import logging
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
-from nlu_ppo.methods.setting import Selector, Setting, epochs, finished, training_examples
+from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.ppo import checkpoint
 from nlu_ppo.ppo.maths import KLController
-from nlu_ppo.ppo.rollout import collect, statistics
+from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
 from nlu_ppo.ppo.update import update
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import CLOSE
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.record import Example, Label
-from nlu_ppo.tasks.spool import select
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +42,12 @@ class PPOTrainer:
         method = setting.config.method
         assert isinstance(method, PPOConfig)
         self.setting, self.config, self.policy = setting, method, setting.policy
-        self.task = setting.data.task
-        self.train_examples = training_examples(setting)
-        self.steps = steps_of(method, len(self.train_examples))
-        self.rows = self._rows_drawn()
-        self.prompts = setting.prompter.prepare(select(self.train_examples, self.rows))
+        self.stream = TrainingStream(setting)
+        self.steps = steps_of(method, len(self.stream))
+        # only what the run comes to see
+        self.stream.prepare(itertools.islice(self.stream, self.steps * method.batch_size))
         self.step = 0
-        self.judge = judge_by(get_reward(setting.config.reward, self.task), setting)
+        self.judge = judge_by(setting)
         self.policy.freeze_reference()
         self.policy.add_value_head()
         self.policy.model.eval()  # dropout would make the first ratio differ from 1
@@ -67,19 +65,11 @@ class PPOTrainer:
     def examples_seen(self) -> int:
         return self.step * self.config.batch_size
 
-    def _rows_drawn(self) -> Sequence[int]:
-        """Those of the training examples that the run comes to see, ascending; only they are tokenised."""
-        size, draws = len(self.train_examples), self.steps * self.config.batch_size
-        if draws >= size:
-            return range(size)
-        return sorted(set(itertools.islice(epochs(size, self.setting.config.seed), draws)))
-
     def train(self) -> None:
         self._resume()
         if self.step == 0 and self.selector.due(0, last=False):
             self.selector.score(0, 0)
-        order = epochs(len(self.train_examples), self.setting.config.seed)
-        stream = itertools.islice(order, self.examples_seen, None)
+        stream = itertools.islice(self.stream, self.examples_seen, None)
         with bar(total=self.steps, initial=self.step, desc="ppo", unit="step") as shown:
             while self.step < self.steps:
                 batch = list(itertools.islice(stream, self.config.batch_size))
@@ -97,16 +87,15 @@ class PPOTrainer:
                 self._checkpoint()
         self.selector.restore_best()
 
-    def _step(self, rows: list[int]) -> dict[str, float]:
+    def _step(self, numbers: list[int]) -> dict[str, float]:
         """One batch of training examples: rollout, update, KL weight."""
         rate = self.config.learning_rate * rate_factor(self.config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = [self.train_examples[row] for row in rows]
-        prompts = [self.prompts[bisect_left(self.rows, row)] for row in rows]
+        batch = list(map(self.stream.example, numbers))
+        prompts = list(map(self.stream.prompt, numbers))
         rollouts = collect(
             self.policy,
-            self.task,
             prompts,
             batch,
             self.judge,
@@ -115,13 +104,24 @@ class PPOTrainer:
             self.kl.coef,
             self.sampling,
         )
-        values = statistics(rollouts, self.task, self.kl.coef)
+        values = statistics(rollouts, self.kl.coef) | self._answers(batch, rollouts)
         values["train/shortened"] = sum(p.shortened for p in prompts) / len(prompts)
         values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
         self.kl.update(values["ppo/kl"], len(batch))
         values["train/learning_rate"] = rate
         self._watch(values)
         return values
+
+    def _answers(self, batch: list[Example], rollouts: Rollouts) -> dict[str, float]:
+        """How often each label was answered; of several tasks, how often each was right."""
+        parts = self.setting.parts
+        if len(parts) == 1:
+            words, answered = parts[0].task.verbalizers, Counter(rollouts.answers)
+            return {f"answers/{word}": answered[i] / len(batch) for i, word in enumerate(words)}
+        right = defaultdict(list)
+        for example, correct in zip(batch, rollouts.correct, strict=True):
+            right[self.setting.part_of(example).task.name].append(correct)
+        return {f"train/{name}/accuracy": sum(found) / len(found) for name, found in right.items()}
 
     def _watch(self, values: dict[str, float]) -> None:
         """Says what a person would want to know at once."""
@@ -183,15 +183,15 @@ class PPOTrainer:
         self.setting.recorder.folder.truncate_metrics(self.step if state is not None else -1)
 
 
-def judge_by(
-    reward: Callable[[str, Label | None, Example], float], setting: Setting
-) -> Callable[[str, Example], tuple[float, Label | None, bool]]:
+def judge_by(setting: Setting) -> Callable[[str, Example], tuple[float, Label | None, bool]]:
     """Completion and example to (reward, parsed answer, whether it is right)."""
-    task = setting.data.task
+    rewards = {p.task.name: get_reward(setting.config.reward, p.task) for p in setting.parts}
 
     def judge(completion: str, example: Example) -> tuple[float, Label | None, bool]:
+        task = setting.part_of(example).task
         # An answer that never closes its tag is no answer here: the policy has to learn when to stop.
         answer = parse_answer(task, completion, example.candidates) if CLOSE in completion else None
-        return reward(completion, answer, example), answer, is_correct(task, answer, example.label)
+        reward = rewards[task.name](completion, answer, example)
+        return reward, answer, is_correct(task, answer, example.label)
 
     return judge

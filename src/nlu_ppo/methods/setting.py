@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,31 +15,56 @@ from torch import Tensor
 from nlu_ppo.config import Config, EvalConfig, TrainingConfig
 from nlu_ppo.errors import DataError, ModelError
 from nlu_ppo.evaluation import evaluate, longest_answer
+from nlu_ppo.methods import mixing
 from nlu_ppo.models.policy import Policy
-from nlu_ppo.prompting import Prompter
-from nlu_ppo.tasks.record import Example
+from nlu_ppo.prompt_cache import count_shortened
+from nlu_ppo.prompting import Prompt, Prompter
+from nlu_ppo.tasks.record import Example, Task
 from nlu_ppo.tasks.splits import TaskData
+from nlu_ppo.tasks.spool import select
 
 if TYPE_CHECKING:
     from nlu_ppo.run import Recorder
 
 
 @dataclass(frozen=True)
+class Part:
+    """One task of a run: its examples, and how they are prompted."""
+
+    data: TaskData
+    prompter: Prompter
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that the longest legal completion of any example takes."""
+        splits = (*self.data.evaluation.values(), self.data.train, self.data.selection)
+        return max(longest_answer(self.prompter, split) for split in splits if split)
+
+
+@dataclass(frozen=True)
 class Setting:
-    """A policy, how it is prompted, and its data. A method takes one and returns the one to evaluate."""
+    """A policy and its task, or its tasks. A method takes one and returns the one to evaluate."""
 
     config: Config
     policy: Policy
-    prompter: Prompter
-    data: TaskData
+    parts: tuple[Part, ...]
     recorder: Recorder
     examples_seen: int = 0
+
+    def part_of(self, example: Example) -> Part:
+        """The task that an example belongs to."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        return next(part for part in self.parts if part.task.name == example.task)
 
     @property
     def completion_limit(self) -> int:
         """Longest completion in tokens that any step of this run may write."""
-        splits = [split for split in (*self.data.evaluation.values(), self.data.train) if split]
-        fitting = max(longest_answer(self.prompter, split) for split in splits)
+        fitting = max(part.longest_answer for part in self.parts)
         wanted = [self.config.eval.max_new_tokens, getattr(self.config.method, "max_new_tokens", None)]
         return max(w or fitting for w in wanted)
 
@@ -53,35 +80,106 @@ class Setting:
                 f"the model's context of {self.policy.context_length} tokens has no room for answers of "
                 f"{self.completion_limit} tokens"
             )
-        self.prompter.max_prompt_tokens = room
+        for part in self.parts:
+            part.prompter.max_prompt_tokens = room
         return self
 
 
-def training_examples(setting: Setting) -> Sequence[Example]:
-    """The task's training examples.
+def training_examples(part: Part) -> Sequence[Example]:
+    """A task's training examples.
 
     Raises:
         DataError: there is none.
     """
-    if not setting.data.train:
-        raise DataError(
-            f"task {setting.data.task.name}: the train split is empty, so there is nothing to fit"
-        )
-    return setting.data.train
+    if not part.data.train:
+        raise DataError(f"task {part.task.name}: the train split is empty, so there is nothing to fit")
+    return part.data.train
 
 
-def epochs(size: int, seed: int) -> Iterator[int]:
-    """Endless passes over `size` examples, each in its own order; the whole order follows from the seed."""
-    number = 0
-    while True:
-        order = list(range(size))
-        random.Random(f"{seed}/{number}").shuffle(order)
-        yield from order
-        number += 1
+class TrainingStream:
+    """The training examples of all tasks of a run, mixed as the config says.
+
+    They go by number, those of the first task first: hundreds of thousands of them need not be in memory.
+
+    Raises:
+        DataError: a task has none.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._parts = setting.parts
+        self._examples = [training_examples(part) for part in setting.parts]
+        self._starts = list(accumulate(map(len, self._examples), initial=0))
+        self._numbers = [range(*ends) for ends in pairwise(self._starts)]
+        self._prompts: list[_Prepared] = []
+        task = setting.config.task
+        self._mixing = (task.mixing, task.mixing_temperature, setting.config.seed)
+
+    def __len__(self) -> int:
+        """Examples in one epoch."""
+        return self._starts[-1]
+
+    def first_epoch(self) -> list[int]:
+        return mixing.epoch(self._numbers, *self._mixing, number=0)
+
+    def __iter__(self) -> Iterator[int]:
+        """Endless epochs, each in its own order."""
+        return mixing.epochs(self._numbers, *self._mixing)
+
+    def part(self, number: int) -> Part:
+        """The task that an example belongs to."""
+        return self._parts[self._place(number)[0]]
+
+    def example(self, number: int) -> Example:
+        part, row = self._place(number)
+        return self._examples[part][row]
+
+    def prepare(self, numbers: Iterable[int]) -> None:
+        """Tokenises the prompts of these examples, through the cache; `prompt` then has them."""
+        wanted = sorted(set(numbers))
+        self._prompts = []
+        for part, examples, own in zip(self._parts, self._examples, self._numbers, strict=True):
+            first, last = bisect_left(wanted, own.start), bisect_left(wanted, own.stop)
+            rows: Sequence[int] = [number - own.start for number in wanted[first:last]]
+            if len(rows) == len(examples):
+                rows = range(len(examples))
+            else:
+                examples = select(examples, rows)
+            self._prompts.append(_Prepared(rows, part.prompter.prepare(examples)))
+
+    def prompt(self, number: int) -> Prompt:
+        part, row = self._place(number)
+        prepared = self._prompts[part]
+        return prepared.prompts[bisect_left(prepared.rows, row)]
+
+    def learn_answers(self) -> None:
+        """Tokenises gold answers in words, through the cache; of other tasks the few answers are known."""
+        for part, examples in zip(self._parts, self._examples, strict=True):
+            if part.task.kind.in_words:
+                labels = (example.label for example in examples)
+                golds = (part.prompter.completion(label) for label in labels if label is not None)
+                part.prompter.learn_completions(golds)
+
+    @property
+    def shortened(self) -> int:
+        """How many of the prepared prompts were cut to fit."""
+        return sum(count_shortened(prepared.prompts) for prepared in self._prompts)
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The number of an example's task, and the example's row in it."""
+        part = bisect_right(self._starts, number) - 1
+        return part, number - self._starts[part]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Prompts of some of a task's training examples: `prompts[i]` belongs to `rows[i]`, which ascend."""
+
+    rows: Sequence[int]
+    prompts: Sequence[Prompt]
 
 
 class Selector:
-    """Scores the selection slice during training and remembers the best weights.
+    """Scores the selection slice (of several tasks: each, and their mean) and remembers the best weights.
 
     Attributes:
         best: the best score so far, percent; `None` before the first.
@@ -93,12 +191,13 @@ class Selector:
         self._quick = EvalConfig(
             likelihood=False, bootstrap_samples=10, batch_size=setting.config.eval.batch_size
         )
+        self._slices = [part for part in setting.parts if part.data.selection]
         self._weights: dict[str, Tensor] | None = None
         self.best: float | None = None
 
     def due(self, step: int, last: bool) -> bool:
         every = self._method.select_every
-        return bool(self._setting.data.selection) and (last or (every > 0 and step % every == 0))
+        return bool(self._slices) and (last or (every > 0 and step % every == 0))
 
     def score(self, step: int, examples: int) -> float:
         """Scores and logs the slice, and keeps the weights if they are the best so far."""
@@ -106,19 +205,25 @@ class Selector:
         training = model.training
         model.eval()
         with torch.no_grad():
-            found = evaluate(setting.policy, setting.prompter, setting.data.selection, self._quick)
+            found = {
+                part.task.name: evaluate(setting.policy, part.prompter, part.data.selection, self._quick)
+                for part in self._slices
+            }
         model.train(training)
+        score = fmean(f.score for f in found.values())
         values = {
-            "select/score": found.score,
-            "select/unparsable": found.unparsable / found.n,
+            "select/score": score,
+            "select/unparsable": sum(f.unparsable for f in found.values()) / sum(f.n for f in found.values()),
         }
+        if len(setting.parts) > 1:
+            values |= {f"select/{name}/score": f.score for name, f in found.items()}
         setting.recorder.log(step, examples, values)
-        if self.best is None or found.score >= self.best:
-            self.best = found.score
-            setting.recorder.best = {"select_score": found.score, "step": step, "examples": examples}
+        if self.best is None or score >= self.best:
+            self.best = score
+            setting.recorder.best = {"select_score": score, "step": step, "examples": examples}
             if self._method.keep == "best":
                 self._weights = setting.policy.state_dict()
-        return found.score
+        return score
 
     def restore_best(self) -> None:
         """Puts the best weights back; without a selection slice the last ones stay."""

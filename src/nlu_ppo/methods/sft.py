@@ -19,11 +19,8 @@ from nlu_ppo.config import SFTConfig
 from nlu_ppo.errors import ModelError
 from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
-from nlu_ppo.methods.setting import Selector, Setting, finished, training_examples
+from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.progress import bar
-from nlu_ppo.prompt_cache import count_shortened, token_ids
-from nlu_ppo.prompting import Prompter
-from nlu_ppo.tasks.record import Example
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +31,15 @@ def fit(setting: Setting) -> Setting:
     """Trains the policy in place, from its last checkpoint if there is one."""
     method = setting.config.method
     assert isinstance(method, SFTConfig)
-    examples = training_examples(setting)
-    steps = steps_of(method, len(examples))
+    stream = TrainingStream(setting)
+    steps = steps_of(method, len(stream))
     selector = Selector(setting, method)
     checkpoints = setting.recorder.folder.checkpoints
     resume = _latest(checkpoints)
     setting.recorder.folder.truncate_metrics(_step_of(resume) if resume else -1)
-    trainer = _trainer(
-        setting, method, tokenized(setting.prompter, examples, method.loss_on), steps, selector
-    )
+    end = setting.policy.tokenizer.eos_token_id
+    rows = tokenized(stream, [] if end is None else [end], method.loss_on)
+    trainer = _trainer(setting, method, rows, steps, selector)
     if resume is None and selector.due(0, last=False):
         selector.score(0, 0)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -51,37 +48,32 @@ def fit(setting: Setting) -> Setting:
     return finished(setting, steps * method.batch_size)
 
 
-def tokenized(prompter: Prompter, examples: Sequence[Example], loss_on: str) -> Dataset:
+def tokenized(stream: TrainingStream, end: Sequence[int], loss_on: str) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt, completion, end of sequence; made when they are asked for.
 
     The loss counts the completion and the end of sequence, or (`all`) the prompt as well.
     """
-    rows = _Rows(prompter, examples, loss_on)
-    return Dataset.from_dict({"row": range(len(examples))}).with_transform(rows)
+    numbers = stream.first_epoch()
+    stream.prepare(numbers)
+    stream.learn_answers()
+    if stream.shortened:
+        log.warning("%d training prompts lost the end of their longest text to fit", stream.shortened)
+    return Dataset.from_dict({"number": numbers}).with_transform(_Rows(stream, end, loss_on))
 
 
 class _Rows:
-    """Makes training rows of row numbers."""
+    """Makes training rows of the numbers of examples."""
 
-    def __init__(self, prompter: Prompter, examples: Sequence[Example], loss_on: str) -> None:
-        prompts = prompter.prepare(examples)
-        if cut := count_shortened(prompts):
-            log.warning(
-                "%d of %d training prompts lost the end of their longest text to fit", cut, len(prompts)
-            )
-        self._prompter, self._examples, self._loss_on = prompter, examples, loss_on
-        self._ids = token_ids(prompts)
-        self._end = [e] if (e := prompter.tokenizer.eos_token_id) is not None else []
-
-    def _completion(self, example: Example) -> str:
-        assert example.label is not None
-        return self._prompter.completion(example.label)
+    def __init__(self, stream: TrainingStream, end: Sequence[int], loss_on: str) -> None:
+        self._stream, self._end, self._loss_on = stream, end, loss_on
 
     def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[list[int]]]:
         columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-        for row in batch["row"]:
-            ids = self._ids[row]
-            target = [*self._prompter.completion_ids(self._completion(self._examples[row])), *self._end]
+        for number in batch["number"]:
+            ids, label = self._stream.prompt(number).ids, self._stream.example(number).label
+            assert label is not None
+            prompter = self._stream.part(number).prompter
+            target = [*prompter.completion_ids(prompter.completion(label)), *self._end]
             hidden = list(ids) if self._loss_on == "all" else [IGNORED] * len(ids)
             columns["input_ids"].append([*ids, *target])
             columns["labels"].append([*hidden, *target])
@@ -115,7 +107,7 @@ def _trainer(
         max_grad_norm=method.max_grad_norm or 0.0,
         max_length=None,  # prompts already fit the context
         dataset_kwargs={"skip_prepare_dataset": True},  # rows are what the collator takes
-        remove_unused_columns=False,  # the row number: the columns that are used are made of it
+        remove_unused_columns=False,  # the number: the columns that are used are made of it
         logging_steps=1,
         save_strategy="steps" if method.checkpoint_every else "no",
         save_steps=method.checkpoint_every or 1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
 from nlu_ppo.ppo.forward import Scored, score_completions
 from nlu_ppo.prompting import Prompt
-from nlu_ppo.tasks.record import Example, Label, Task
+from nlu_ppo.tasks.record import Example, Label
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class Rollouts:
 @torch.no_grad()
 def collect(
     policy: Policy,
-    task: Task,
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     judge: Callable[[str, Example], tuple[float, Label | None, bool]],
@@ -116,12 +114,12 @@ def _score(
     return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"))
 
 
-def statistics(rollouts: Rollouts, task: Task, kl_coef: float) -> dict[str, float]:
-    """What to watch of a batch: reward, KL, entropy's proxy, answers."""
+def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:
+    """What to watch of a batch: reward, right and unparsable answers, KL, length, the value head's fit."""
     count = len(rollouts.completions)
     k1 = maths.kl_k1(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
     k3 = maths.kl_k3(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
-    stats = {
+    return {
         "train/reward": rollouts.scores.mean().item(),
         "train/accuracy": sum(rollouts.correct) / count,
         "train/unparsable": sum(a is None for a in rollouts.answers) / count,
@@ -131,8 +129,3 @@ def statistics(rollouts: Rollouts, task: Task, kl_coef: float) -> dict[str, floa
         "ppo/completion_tokens": rollouts.mask.sum(1).mean().item(),
         "ppo/explained_variance": maths.explained_variance(rollouts.values, rollouts.returns, rollouts.mask),
     }
-    if task.verbalizers:
-        answered = Counter(a for a in rollouts.answers if a is not None)
-        for label, word in enumerate(task.verbalizers):
-            stats[f"answers/{word}"] = answered[label] / count
-    return stats

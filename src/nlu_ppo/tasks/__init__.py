@@ -5,10 +5,11 @@ from nlu_ppo.tasks.averages import bert_paper_average, glue_average, superglue_a
 from nlu_ppo.tasks.metrics import Scorer, normalize_record_answer, score
 from nlu_ppo.tasks.readers import default_source, raw_files, read_split
 from nlu_ppo.tasks.record import Example, HubSource, Kind, Label, RawSource, Task
-from nlu_ppo.tasks.registry import TASKS, get_task
+from nlu_ppo.tasks.registry import TASK_GROUPS, TASKS, get_task, tasks_of
 
 __all__ = [
     "TASKS",
+    "TASK_GROUPS",
     "Example",
     "HubSource",
     "Kind",
@@ -27,4 +28,5 @@ __all__ = [
     "read_split",
     "score",
     "superglue_average",
+    "tasks_of",
 ]

@@ -353,6 +353,7 @@ RECORD = Task(
     metrics=("f1", "em"),
     columns=("passage", "query", "entities"),
     fields_of=fields.record_fields,
+    label_of=fields.record_answers,
     hub=_superglue("record"),
     raw=RawSource(_jsonl("ReCoRD"), rows=fields.record_rows),
     sizes=_sizes(100_730, 10_000, 10_000),

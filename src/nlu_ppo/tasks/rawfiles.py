@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo.errors import DataError
-from nlu_ppo.tasks.fields import RowError
-from nlu_ppo.tasks.record import RawSource, Row, Task
+from nlu_ppo.errors import DataError, MissingSplitError
+from nlu_ppo.tasks.record import RawSource, Row, RowError, Task
 
 # Where a row stands, and the row, or why it can't be read. `None`: left out on purpose.
 Located = tuple[str, Row | RowError | None]
@@ -26,7 +25,7 @@ def locate(task: Task, split: str, data_dir: str | Path) -> list[Path]:
     """The files that hold a split: the data first, then a list of ids where the split needs one.
 
     Raises:
-        DataError: none of the places that the release keeps them in exists.
+        MissingSplitError: none of the places that the release keeps them in exists.
     """
     raw = _raw_source(task, split)
     root = Path(data_dir).expanduser()
@@ -42,7 +41,7 @@ def locate(task: Task, split: str, data_dir: str | Path) -> list[Path]:
     also = ""
     if raw.shared_file and split in ("train", "validation"):
         also = " (or " + " together with ".join(str(root / name) for name in raw.shared_file) + ")"
-    raise DataError(
+    raise MissingSplitError(
         f"task {task.name}: no file for split {split!r}; tried {tried}{also}. task.data_dir should hold the "
         f"benchmark's own layout, with {raw.files[split][0]} in it; or use task.source=hub"
     )
@@ -75,6 +74,8 @@ def raw_rows(task: Task, split: str, data_dir: str | Path) -> Iterator[Located]:
     files = locate(task, split, data_dir)
     if files[0].suffix == ".jsonl":
         return _json_rows(task, split, files[0])
+    if files[0].suffix == ".json":
+        return _document_rows(_raw_source(task, split), files[0])
     return _tsv_rows(task, split, files)
 
 
@@ -209,6 +210,18 @@ def _json_rows(task: Task, split: str, path: Path) -> Iterator[Located]:
             names = {column: raw.columns.get(column, (column,)) for column in task.columns}
             renamed = {c: next((row[n] for n in ns if n in row), None) for c, ns in names.items()}
             yield where, {**row, **{c: v for c, v in renamed.items() if v is not None}}
+
+
+def _document_rows(raw: RawSource, path: Path) -> Iterator[Located]:
+    """Rows of a file that is one JSON document: it is read whole, since its end may be what is broken."""
+    assert raw.document is not None, f"no rule for the rows of {path.name}"
+    try:
+        document = json.loads(path.read_bytes().removeprefix(_BOM))
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise DataError(f"{path}: invalid JSON ({error}): is the file whole?") from error
+    return ((f"{path}: {place}", row) for place, row in raw.document(document))
 
 
 def _missing(error: Exception) -> str:

@@ -16,6 +16,7 @@ from nlu_ppo.config import TaskConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.tasks.readers import raw_files, read_split
 from nlu_ppo.tasks.record import Example, Label, Task
+from nlu_ppo.tasks.registry import tasks_of
 from nlu_ppo.tasks.spool import hold, select
 
 
@@ -58,23 +59,15 @@ def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> Ta
     """
     check_source(task, config)
     bad_rows: dict[str, list[str]] = {}
-
     labels: list[Label] = []
-
-    def read(split: str) -> Sequence[Example]:
-        rows = read_split(
-            task,
-            split,
-            config.source,
-            config.data_dir,
-            config.on_bad_row,
-            hub_path=config.hub_path,
-            bad_rows=bad_rows.setdefault(split, []),
-        )
-        return hold(_noting(labels, rows) if split == "train" else rows, scratch)
-
-    train = read("train") if task.trainable else []
-    evaluation = {split: _subset(read(split), config.limit.eval) for split in task.eval_splits}
+    train: Sequence[Example] = []
+    if task.trainable:
+        rows = _read(task, "train", config, bad_rows.setdefault("train", []))
+        train = hold(_noting(labels, rows), scratch)
+    evaluation = {
+        split: evaluation_examples(task, split, config, scratch, bad_rows.setdefault(split, []))
+        for split in task.eval_splits
+    }
     for split, examples in evaluation.items():
         if any(e.label is None for e in examples):
             raise DataError(_unlabelled(task, split))
@@ -82,6 +75,35 @@ def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> Ta
     if task.train_rows:
         kept = select(kept, task.train_rows(kept))
     return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels, bad_rows)
+
+
+def evaluation_examples(
+    task: Task,
+    split: str,
+    config: TaskConfig,
+    scratch: Path | None = None,
+    bad_rows: list[str] | None = None,
+) -> Sequence[Example]:
+    """The examples of a split that isn't trained on, as far as `task.limit.eval` lets them in."""
+    return _subset(hold(_read(task, split, config, bad_rows), scratch), config.limit.eval)
+
+
+def commonest_label(labels: Sequence[Label]) -> Label:
+    """The most frequent label; of equally frequent ones the first by name."""
+    counts = Counter(labels)
+    return max(sorted(counts, key=str), key=counts.__getitem__)
+
+
+def _read(task: Task, split: str, config: TaskConfig, bad_rows: list[str] | None) -> Iterator[Example]:
+    return read_split(
+        task,
+        split,
+        config.source,
+        config.data_dir,
+        config.on_bad_row,
+        hub_path=config.hub_path,
+        bad_rows=bad_rows,
+    )
 
 
 def _noting(labels: list[Label], examples: Iterable[Example]) -> Iterator[Example]:
@@ -149,9 +171,18 @@ def _passage_name(example: Example) -> str:
     return _group_name(example)
 
 
-def data_fingerprint(task: Task, config: TaskConfig) -> str:
-    """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision."""
-    splits = [*(["train"] if task.trainable else []), *task.eval_splits]
+def load_tasks(config: TaskConfig, scratch: Path | None = None) -> list[TaskData]:
+    """Reads all that a run needs, of every task that it is about; `scratch` as for `load_task`."""
+    return [load_task(task, config, scratch) for task in tasks_of(config)]
+
+
+def data_fingerprint(task: Task, config: TaskConfig, splits: Sequence[str] | None = None) -> str:
+    """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision.
+
+    Args:
+        splits: those that count; by default the ones that a run fits and evaluates.
+    """
+    splits = splits or [*(["train"] if task.trainable else []), *task.eval_splits]
     if config.source == "raw":
         return _hash_files(raw_files(task, splits, str(config.data_dir)))
     if config.source == "hub":

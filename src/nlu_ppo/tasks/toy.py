@@ -304,7 +304,7 @@ def _splits(name: str) -> dict[str, tuple[Example, ...]]:
             while next(iter(fields.values())) in seen:
                 fields = _fields(name, rng, label)
             seen.add(next(iter(fields.values())))
-            examples.append(Example(id=f"{split}-{i}", fields=fields, label=label, idx=i))
+            examples.append(Example(id=f"{split}-{i}", fields=fields, label=label, idx=i, task=name))
         splits[split] = tuple(examples)
     return splits
 
