@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import run_of
 from models import random_policy
 
 import nlu_ppo.evaluation
@@ -14,6 +15,7 @@ from nlu_ppo.config import EvalConfig, LimitConfig, TaskConfig
 from nlu_ppo.errors import DataError
 from nlu_ppo.evaluation import evaluate, majority_score, score_answers_of
 from nlu_ppo.prompting import Prompter
+from nlu_ppo.run import execute
 from nlu_ppo.tasks import Example, get_task, read_split, score
 from nlu_ppo.tasks.reduction import judge
 from nlu_ppo.tasks.splits import load_task
@@ -185,6 +187,24 @@ def test_evaluation_counts_queries(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "group" not in first  # a query is resampled by itself
     assert {"likelihood/f1", "likelihood/em", "f1", "em", "score"} <= found.metrics.keys()
     assert found.interval == (0.0, 0.0)
+
+
+def test_a_submission_has_one_entity_per_query(tmp_path: Path, model_dir: Path) -> None:
+    put(tmp_path, "train", release(SMILED))
+    put(tmp_path, "val", release(SMILED))
+    unlabelled = release((7, SMILED[1], []), (6, MET[1], []))
+    for query in unlabelled["qas"]:
+        del query["answers"]
+    put(tmp_path, "test", unlabelled)
+    execute(
+        run_of(tmp_path / "run", "task=record_yesno", "task.source=raw", f"task.data_dir={tmp_path}",
+               "eval.submission=true", "model=local", f"model.path={model_dir}", "method=zero_shot",
+               "tracking=none", "eval.bootstrap_samples=20")
+    )  # fmt: skip
+    file = tmp_path / "run" / "submission" / "ReCoRD.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [row["idx"] for row in rows] == [6, 7]
+    assert {row["label"] for row in rows} <= {"Rome", "Bob", "Al", "Bob Ross"}
 
 
 # -- training examples ---------------------------------------------------------------------------------------

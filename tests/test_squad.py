@@ -18,6 +18,7 @@ from nlu_ppo.config import RewardConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.evaluation import SPARE_TOKENS, longest_answer, majority_score
 from nlu_ppo.methods import Part, Setting
+from nlu_ppo.methods.setting import TrainingStream
 from nlu_ppo.methods.sft import tokenized
 from nlu_ppo.prompting import CLOSE, Prompter
 from nlu_ppo.rewards import get_reward
@@ -260,7 +261,7 @@ def test_sft_learns_the_first_gold_answer() -> None:
     example = Example("x", {"context": "c", "question": "q"}, ("Zebra", "a zebra"))
     part = Part(TaskData(SQUAD, [example], [], {}, []), prompter)
     setting = Setting(config_of("task=squad"), policy, (part,), None)  # type: ignore[arg-type]
-    (row,) = tokenized(setting, [example], "completion")
+    (row,) = tokenized(setting, TrainingStream(setting), "completion")
     learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     assert prompter.tokenizer.decode(learned) == f"Zebra{CLOSE}</s>"
 

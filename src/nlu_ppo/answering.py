@@ -11,6 +11,7 @@ from nlu_ppo.methods.setting import Setting
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import Example
+from nlu_ppo.tasks.reduction import judge
 from nlu_ppo.tasks.submission import fall_back, render
 from nlu_ppo.tasks.submission_sets import SubmissionSets
 
@@ -35,12 +36,13 @@ def answer_submission(
         name = " and ".join(file.name for file in test.files)
         fitting = _within_context(policy, part.prompter, test.examples, config.eval)
         labels = answer(policy, part.prompter, test.examples, fitting, config.seed, progress=name).labels
-        legal = fall_back(part.task, test.examples, labels, part.data.train_labels)
-        rows = [(example.idx, label) for example, label in zip(test.examples, legal, strict=True)]
+        judged = judge(part.task, test.examples, labels)
+        legal = fall_back(judged.task, judged.examples, judged.answers, part.data.train_labels)
+        rows = [(example.idx, label) for example, label in zip(judged.examples, legal, strict=True)]
         for file in test.files:
             write(file.name, render(file, rows))
             metrics[f"submission/{file.name}/rows"] = len(rows)
-            metrics[f"submission/{file.name}/unparsable"] = sum(label is None for label in labels)
+            metrics[f"submission/{file.name}/unparsable"] = sum(label is None for label in judged.answers)
     return metrics
 
 

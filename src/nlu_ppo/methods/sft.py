@@ -37,8 +37,7 @@ def fit(setting: Setting) -> Setting:
     checkpoints = setting.recorder.folder.checkpoints
     resume = _latest(checkpoints)
     setting.recorder.folder.truncate_metrics(_step_of(resume) if resume else -1)
-    end = setting.policy.tokenizer.eos_token_id
-    rows = tokenized(stream, [] if end is None else [end], method.loss_on)
+    rows = tokenized(setting, stream, method.loss_on)
     trainer = _trainer(setting, method, rows, steps, selector)
     if resume is None and selector.due(0, last=False):
         selector.score(0, 0)
@@ -48,7 +47,7 @@ def fit(setting: Setting) -> Setting:
     return finished(setting, steps * method.batch_size)
 
 
-def tokenized(stream: TrainingStream, end: Sequence[int], loss_on: str) -> Dataset:
+def tokenized(setting: Setting, stream: TrainingStream, loss_on: str) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt, completion, end of sequence; made when they are asked for.
 
     The loss counts the completion and the end of sequence, or (`all`) the prompt as well.
@@ -58,6 +57,7 @@ def tokenized(stream: TrainingStream, end: Sequence[int], loss_on: str) -> Datas
     stream.learn_answers()
     if stream.shortened:
         log.warning("%d training prompts lost the end of their longest text to fit", stream.shortened)
+    end = [e] if (e := setting.policy.tokenizer.eos_token_id) is not None else []
     return Dataset.from_dict({"number": numbers}).with_transform(_Rows(stream, end, loss_on))
 
 

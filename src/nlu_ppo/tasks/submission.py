@@ -51,11 +51,6 @@ class OfficialFile:
     split: str = "test"
     diagnostic: str | None = None
 
-    @property
-    def examples_of(self) -> str:
-        """The task whose record reads the examples."""
-        return self.diagnostic or self.task
-
 
 # -- values --------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class SubmissionSets:
 
 def check_submission(task: Task) -> None:
     """Raises ConfigError where no file of a submission is this task's."""
-    if files_of(task.name):
+    if _files(task):
         return
     for file in OFFICIAL_FILES:
         if file.diagnostic == task.name:
@@ -57,6 +57,11 @@ def check_submission(task: Task) -> None:
         f"eval.submission=true: no benchmark's server takes answers to task={task.name}; it fits "
         f"{', '.join(names)}"
     )
+
+
+def _files(task: Task) -> tuple[OfficialFile, ...]:
+    """The files of the task, or of the one that its answers are put together for."""
+    return files_of((task.judged_as or task).name)
 
 
 def load_submission(tasks: Sequence[Task], config: TaskConfig, scratch: Path | None = None) -> SubmissionSets:
@@ -98,8 +103,8 @@ def _grouped(tasks: Sequence[Task]) -> Iterator[tuple[Task, tuple[str, str], lis
     """The tasks' files by what they answer: a task, then name and split of a test set, then its files."""
     for task in tasks:
         grouped: dict[tuple[str, str], list[OfficialFile]] = {}
-        for file in files_of(task.name):
-            grouped.setdefault((file.examples_of, file.split), []).append(file)
+        for file in _files(task):
+            grouped.setdefault((file.diagnostic or task.name, file.split), []).append(file)
         for which, files in grouped.items():
             yield task, which, files
 
