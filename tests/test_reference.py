@@ -1,4 +1,4 @@
-"""The committed page on configuration is the one that the code gives."""
+"""The committed generated pages are the ones that the code gives."""
 
 from __future__ import annotations
 
@@ -9,11 +9,36 @@ import pytest
 
 from nlu_ppo.choices import Choice, read_groups
 from nlu_ppo.mistakes import all_fields
-from nlu_ppo.reference import PAGE, _choices_table, main, page
+from nlu_ppo.reference import DOCS, PAGE, TASKS_PAGE, _choices_table, main, page
+from nlu_ppo.tasks import TASKS
+from nlu_ppo.tasks.page import page as tasks_page
 
 
-def test_the_committed_page_is_up_to_date():
-    assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs` and commit docs/configuration.md"
+@pytest.mark.parametrize(
+    ("file", "text"), [(PAGE, page()), (TASKS_PAGE, tasks_page())], ids=["config", "tasks"]
+)
+def test_the_committed_pages_are_up_to_date(file, text):
+    assert file.read_text(encoding="utf-8") == text, f"run `make docs` and commit {file.name}"
+
+
+def test_every_task_is_on_its_page_with_what_its_record_says():
+    text = tasks_page()
+    for task in TASKS.values():
+        section = text.partition(f"\n## {task.name}\n")[2].partition("\n## ")[0]
+        assert task.instruction in section
+        assert task.template in section
+        assert all(f"`{word}`" in section for word in task.verbalizers)
+        assert all(f"`{name}`" in section for name in task.metrics)
+        assert task.hub is None or f"`{task.hub.path}`" in section
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| [`{task.name}`](#{task.name}) ")]
+        for size in task.sizes.values():
+            assert f"{size:,}" in row
+
+
+def test_sizes_are_known_for_all_splits():
+    for task in TASKS.values():
+        wanted = set(task.hub.splits) if task.hub else {"train", "validation", "test"}
+        assert set(task.sizes) == wanted, task.name
 
 
 def test_every_key_and_every_choice_is_on_the_page():
@@ -33,9 +58,10 @@ def test_no_key_is_listed_twice():
     assert len(dotted) == len(set(dotted))
 
 
-def test_every_row_of_a_table_has_its_columns():
+@pytest.mark.parametrize("text", [page(), tasks_page()], ids=["config", "tasks"])
+def test_every_row_of_a_table_has_its_columns(text):
     width = None
-    for line in page().splitlines():
+    for line in text.splitlines():
         if not line.startswith("|"):
             width = None
             continue
@@ -49,10 +75,11 @@ def test_a_choice_shows_what_it_sets():
     assert "| `wide` | Much room. | `r=64`, `targets=null` |" in _choices_table([choice], None)
 
 
-def test_main_writes_the_page(tmp_path, capsys):
-    main(tmp_path / "docs" / "page.md")
-    assert (tmp_path / "docs" / "page.md").read_text(encoding="utf-8") == page()
-    assert "wrote" in capsys.readouterr().out
+def test_main_writes_the_pages(tmp_path, capsys):
+    main(tmp_path / "docs")
+    for file in (PAGE, TASKS_PAGE):
+        assert (tmp_path / "docs" / file.name).read_bytes() == (DOCS / file.name).read_bytes()
+    assert capsys.readouterr().out.count("wrote") == 2
 
 
 PROSE = [*sorted(PAGE.parent.glob("*.md")), *sorted(PAGE.parents[1].glob("*.md"))]

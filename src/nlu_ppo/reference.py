@@ -1,4 +1,4 @@
-"""`python -m nlu_ppo.reference`: writes docs/configuration.md from the schemas and from conf/."""
+"""`python -m nlu_ppo.reference`: writes docs/configuration.md from the schemas and conf/, and docs/tasks.md."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 
 from nlu_ppo.choices import CONF, STUDIES, Choice, default_choices, read_groups
 from nlu_ppo.config import METHOD_SCHEMAS, Config, MethodConfig, TrainingConfig, walk
+from nlu_ppo.markdown import prose, table
 from nlu_ppo.tasks import TASKS
+from nlu_ppo.tasks.page import BENCHMARKS
+from nlu_ppo.tasks.page import page as tasks_page
 
-PAGE = CONF.parent / "docs" / "configuration.md"
+DOCS = CONF.parent / "docs"
+PAGE = DOCS / "configuration.md"
+TASKS_PAGE = DOCS / "tasks.md"
 MISSING = "???"
-BENCHMARKS = {"glue": "GLUE", "super_glue": "SuperGLUE", "squad": "SQuAD"}
 
 INTRODUCTION = """\
 # Configuration
@@ -107,24 +111,24 @@ def _keys_table(leaves: Iterable[tuple[str, dataclasses.Field[Any], Any]]) -> st
             str(item.type),
             "set by the choice" if value == MISSING else f"`{_yaml(value)}`",
             _legal(item.metadata),
-            _prose(item.metadata["help"]),
+            prose(item.metadata["help"]),
             _counts(item.metadata),
         )
         for key, item, value in leaves
     ]
-    return _table(("Key", "Type", "Default", "Legal", "Meaning", "key"), rows)
+    return table(("Key", "Type", "Default", "Legal", "Meaning", "key"), rows)
 
 
 def _choices_table(choices: list[Choice], default: str | None) -> str:
     rows = [
         (
             f"`{choice.name}`" + (" (default)" if choice.name == default else ""),
-            _prose(choice.about or _about_task(choice)),
+            prose(choice.about or _about_task(choice)),
             ", ".join(f"`{key}={_yaml(value)}`" for key, value in _flat(choice.values)),
         )
         for choice in choices
     ]
-    return _table(("Choice", "What it is", "What it sets"), rows)
+    return table(("Choice", "What it is", "What it sets"), rows)
 
 
 def _about_task(choice: Choice) -> str:
@@ -145,15 +149,7 @@ def _grid(study: Choice) -> str:
     ]
     fixed = {key: value for key, value in study.values.items() if key != "hydra"}
     rows += [(f"`{key}`", f"`{_yaml(value)}`") for key, value in _flat(fixed)]
-    return _table(("Key", "Values"), rows)
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return (
-        "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        + "\n"
-    )
+    return table(("Key", "Values"), rows)
 
 
 # -- cells ---------------------------------------------------------------------------------------------------
@@ -193,16 +189,12 @@ def _yaml(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace(MISSING, "...")
 
 
-def _prose(text: str) -> str:
-    """A text with a capital at its beginning, and without what Markdown would take for HTML."""
-    return (text[:1].upper() + text[1:]).replace("<", "&lt;")
-
-
-def main(path: Path = PAGE) -> None:
-    """Writes the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(), encoding="utf-8")
-    print(f"wrote {path}")
+def main(folder: Path = DOCS) -> None:
+    """Writes the generated pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in ((PAGE.name, page()), (TASKS_PAGE.name, tasks_page())):
+        (folder / name).write_text(text, encoding="utf-8")
+        print(f"wrote {folder / name}")
 
 
 if __name__ == "__main__":

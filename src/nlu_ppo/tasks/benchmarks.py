@@ -98,6 +98,7 @@ MRPC = Task(
         shared_file=("glue/MRPC/msr_paraphrase_train.txt", "glue/MRPC/mrpc_dev_ids.tsv"),
     ),
     sizes=_sizes(3668, 408, 1725),
+    note="the test split has labels on the hub, and in the release's `msr_paraphrase_test.txt`.",
 )
 
 STSB = Task(
@@ -116,6 +117,10 @@ STSB = Task(
     hub=_glue("stsb"),
     raw=RawSource(_tsv("STS-B"), label_columns=("score",)),
     sizes=_sizes(5749, 1500, 1379),
+    note=(
+        "gold numbers are worded in steps of 0.2. An unparsable answer counts as 2.5, the middle of "
+        "the scale."
+    ),
 )
 
 QQP = Task(
@@ -131,6 +136,7 @@ QQP = Task(
     hub=_glue("qqp"),
     raw=RawSource(_tsv("QQP"), _DIGITS, label_columns=("is_duplicate",), short_rows=3),
     sizes=_sizes(363_846, 40_430, 390_965),
+    note="three rows of the release's train file lack columns and are left out, as on the hub.",
 )
 
 _NLI_INSTRUCTION = (
@@ -181,6 +187,7 @@ MNLI = Task(
         "test": 9796,
         "test_mismatched": 9847,
     },
+    note=("matched and mismatched validation are scored apart; the matched one gives the run's score."),
 )
 
 QNLI = Task(
@@ -235,6 +242,7 @@ WNLI = Task(
     hub=_glue("wnli"),
     raw=RawSource(_tsv("WNLI"), _DIGITS),
     sizes=_sizes(635, 71, 146),
+    note="label ids run the other way round than RTE's and QNLI's.",
 )
 
 AX = Task(
@@ -265,6 +273,7 @@ AX = Task(
         label_columns=("Label", "label"),
     ),
     sizes={"test": 1104},
+    note="only the release's `diagnostic-full.tsv` has labels; the hub has none.",
 )
 
 # -- SuperGLUE ----------------------------------------------------------------------------------------------
@@ -301,6 +310,7 @@ CB = Task(
     hub=_superglue("cb"),
     raw=RawSource(_jsonl("CB"), {"entailment": 0, "contradiction": 1, "neutral": 2}),
     sizes=_sizes(250, 56, 250),
+    note="label ids are not in MNLI's order.",
 )
 
 COPA = Task(
@@ -339,6 +349,7 @@ MULTIRC = Task(
     hub=_superglue("multirc"),
     raw=RawSource(_jsonl("MultiRC"), _TRUTH, rows=fields.multirc_rows),
     sizes=_sizes(27_243, 4848, 9693),
+    note=("every answer is asked about by itself. Exact match counts the questions without a wrong answer."),
 )
 
 RECORD = Task(
@@ -357,6 +368,7 @@ RECORD = Task(
     hub=_superglue("record"),
     raw=RawSource(_jsonl("ReCoRD"), rows=fields.record_rows),
     sizes=_sizes(100_730, 10_000, 10_000),
+    note="the model copies a name from the list of the passage's entities.",
 )
 
 # The second framing of ReCoRD, paper A's: each entity of the passage is put in for @placeholder, and the model
@@ -385,6 +397,14 @@ RECORD_YESNO = Task(
     hub=RECORD.hub,
     raw=RawSource(_jsonl("ReCoRD"), _DIGITS, rows=fields.record_rows),
     sizes=_sizes(100_730, 10_000, 10_000),
+    note=(
+        "ReCoRD in paper A's framing: every entity of the passage is put in for the missing name and "
+        "asked about. A query's answers are put together to one entity: the first one affirmed in "
+        "passage order, or where none is, the first of all; by likelihood the one whose Yes is the "
+        "most probable. The metrics are ReCoRD's, and `n`, `unparsable` and the interval count "
+        "queries. Training takes one true and one false entity of each query, drawn once and the same "
+        "for all methods and seeds."
+    ),
 )
 
 WIC = Task(
@@ -423,6 +443,7 @@ WSC = Task(
     hub=_superglue("wsc.fixed"),
     raw=RawSource(_jsonl("WSC"), _TRUTH, rows=fields.wsc_rows),
     sizes=_sizes(554, 104, 146),
+    note="both spans are marked in the text, since pronouns recur.",
 )
 
 # AX-b and AX-g are answered by a model trained on RTE, hence with RTE's words.
@@ -461,6 +482,7 @@ AXG = Task(
     hub=_superglue("axg", ("test",)),
     raw=RawSource({"test": ("superglue/AX-g/AX-g.jsonl",)}, _ENTAILMENT),
     sizes={"test": 356},
+    note="gender parity is the share of pairs (rows 2k and 2k+1) with equal answers.",
 )
 
 _GLUE_TASKS = (COLA, SST2, MRPC, STSB, QQP, MNLI, QNLI, RTE, WNLI, AX)

@@ -140,6 +140,7 @@ class Task:
         trainable: False for diagnostic sets, which have no train split.
         train_on: the task to train on instead.
         sizes: rows of each split as released, as far as the hub serves them.
+        note: what one has to know to read the task's numbers.
     """
 
     name: str
@@ -168,6 +169,7 @@ class Task:
     trainable: bool = True
     train_on: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -89,4 +89,6 @@ SQUAD = Task(
         {"train": ("squad/train-v1.1.json",), "validation": ("squad/dev-v1.1.json",)},
         document=squad_rows,
     ),
+    sizes={"train": 87_599, "validation": 10_570},
+    note="The score is F1: an answer that matches exactly has an F1 of 1.",
 )

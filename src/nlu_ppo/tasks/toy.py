@@ -47,6 +47,7 @@ TOY_TASKS: dict[str, Task] = {
         metrics=("accuracy",),
         labels=("negative", "positive"),
         verbalizers=("Negative", "Positive"),
+        sizes=SIZES,
     ),
     "toy_nli": Task(
         name="toy_nli",
@@ -57,6 +58,7 @@ TOY_TASKS: dict[str, Task] = {
         metrics=("accuracy",),
         labels=("entailment", "neutral", "contradiction"),
         verbalizers=("Entailment", "Neutral", "Contradiction"),
+        sizes=SIZES,
     ),
 }
 
