@@ -24,8 +24,8 @@ _NLI = {"entailment": 0, "neutral": 1, "contradiction": 2}
 _COLA_FILE = ("source", "label", "mark", "sentence")  # train and dev have no header line
 
 
-def _glue(config: str, splits: Mapping[str, str] | None = None) -> HubSource:
-    return HubSource(_GLUE[0], config, _GLUE[1], splits or {s: s for s in _THREE})
+def _glue(config: str, splits: Mapping[str, str] | None = None, left_out: tuple[str, ...] = ()) -> HubSource:
+    return HubSource(_GLUE[0], config, _GLUE[1], splits or {s: s for s in _THREE}, left_out=left_out)
 
 
 def _superglue(config: str, splits: tuple[str, ...] = _THREE) -> HubSource:
@@ -151,6 +151,7 @@ MNLI = Task(
             "test": "test_matched",
             "test_mismatched": "test_mismatched",
         },
+        left_out=("-1",),  # no agreed label; in the test splits, none at all
     ),
     raw=RawSource(
         {
@@ -163,7 +164,7 @@ MNLI = Task(
         _NLI,
         columns=_NLI_COLUMNS,
         label_columns=("gold_label",),
-        no_gold=("-",),
+        left_out=("-",),
     ),
 )
 
@@ -230,6 +231,7 @@ AX = Task(
     columns=("premise", "hypothesis"),
     eval_splits=("test",),
     trainable=False,
+    train_on="mnli",
     hub=_glue("ax", {"test": "test"}),
     raw=RawSource(
         # Only diagnostic-full.tsv has labels; the others are the unlabelled pairs of the server's task.
@@ -328,6 +330,8 @@ RECORD = Task(
     metrics=("f1", "em"),
     columns=("passage", "query", "entities"),
     fields_of=fields.record_fields,
+    candidates_of=fields.record_candidates,
+    answers_of=fields.record_answers,
     hub=_superglue("record"),
     raw=RawSource(_jsonl("ReCoRD"), rows=fields.record_rows),
 )
@@ -381,6 +385,7 @@ AXB = Task(
     columns=("sentence1", "sentence2"),
     eval_splits=("test",),
     trainable=False,
+    train_on="rte",
     hub=_superglue("axb", ("test",)),
     raw=RawSource({"test": ("superglue/AX-b/AX-b.jsonl",)}, _ENTAILMENT),
 )
@@ -398,6 +403,7 @@ AXG = Task(
     group_of=fields.axg_group,
     eval_splits=("test",),
     trainable=False,
+    train_on="rte",
     hub=_superglue("axg", ("test",)),
     raw=RawSource({"test": ("superglue/AX-g/AX-g.jsonl",)}, _ENTAILMENT),
 )

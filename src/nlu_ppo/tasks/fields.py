@@ -34,6 +34,14 @@ def boolq_fields(row: Row) -> dict[str, str]:
     return {"passage": row["passage"].strip(), "question": question + ("" if question.endswith("?") else "?")}
 
 
+# -- film reviews -------------------------------------------------------------------------------------------
+
+
+def imdb_fields(row: Row) -> dict[str, str]:
+    """Takes the line breaks of the web page out of the review."""
+    return {"text": _squeeze(_BREAKS.sub(" ", row["text"]))}
+
+
 # -- WiC ----------------------------------------------------------------------------------------------------
 
 

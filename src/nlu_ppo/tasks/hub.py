@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 
 from nlu_ppo.errors import DataError
-from nlu_ppo.tasks.rawfiles import Located
+from nlu_ppo.tasks.parquet import parquet_files
+from nlu_ppo.tasks.rawfiles import Located, as_hub_row
 from nlu_ppo.tasks.record import Task
 
 
@@ -31,43 +32,42 @@ def hub_rows(
         raise DataError(f"task {task.name} has no split {split!r} on the hub; it has {', '.join(hub.splits)}")
     their_split = hub.splits[split]
     path = str(hub_path) if hub_path else hub.path
-    place = f"{path} ({hub.config}, {their_split})"
+    place = f"{path} ({', '.join(filter(None, (hub.config, their_split)))})"
     local = Path(path).expanduser()
     try:
         if hub_path and local.is_dir():
-            files = _parquet_files(local, hub.config, their_split)
-            if not files:
-                raise DataError(
-                    f"task {task.name}: no parquet files for split {split!r}; "
-                    f"tried {local / hub.config / their_split}-*.parquet"
-                )
+            parts = [(part, parquet_files(local, hub.config, part)) for part in their_split.split("+")]
+            missing = [part for part, files in parts if not files]
+            if missing:
+                tried = ", ".join(str(local / hub.config / f"{part}-*.parquet") for part in missing)
+                raise DataError(f"task {task.name}: no parquet files for split {split!r}; tried {tried}")
+            files = [str(file) for _, found in parts for file in found]
             data: Any = datasets.load_dataset(
-                "parquet", data_files={their_split: files}, split=their_split, streaming=True
+                "parquet", data_files={"rows": files}, split="rows", streaming=True
             )
         else:
             # The pinned revision belongs to the pinned repository, not to what takes its place.
             revision = None if hub_path else hub.revision
-            data = datasets.load_dataset(path, hub.config, revision=revision, split=their_split)
+            data = datasets.load_dataset(path, hub.config or None, revision=revision, split=their_split)
     except DataError:
         raise
     except Exception as error:  # network, cache and format errors of several libraries
         raise DataError(
             f"task {task.name}: can't load {place} from the hub: {type(error).__name__}: {error}. Without "
-            f"a network, run once with one (the files stay in the cache), or use task.source=raw "
-            f"task.data_dir=DIR"
+            f"a network, run once with one (the files stay in the cache), or take local files: "
+            f"{_local_files(task)}"
         ) from error
-    feature = (data.features or {}).get("label")
+    features = data.features or {}
+    feature = next((features[name] for name in hub.label_columns if name in features), None)
     names = tuple(getattr(feature, "names", None) or ())
-    return _located(data, place), names, place
+    return _located(task, data, place), names, place
 
 
-def _parquet_files(folder: Path, config: str, split: str) -> list[str]:
-    place = folder / config
-    return [
-        str(file) for file in sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
-    ]
+def _local_files(task: Task) -> str:
+    return "task.source=raw task.data_dir=DIR" if task.raw and task.raw.root is None else "task.hub_path=DIR"
 
 
-def _located(data: Any, place: str) -> Iterator[Located]:
+def _located(task: Task, data: Any, place: str) -> Iterator[Located]:
+    assert task.hub is not None
     for number, row in enumerate(data):
-        yield f"{place} row {number}", row
+        yield f"{place} row {number}", as_hub_row(task, task.hub, row, number)

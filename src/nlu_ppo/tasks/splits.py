@@ -11,8 +11,10 @@ from pathlib import Path
 
 from nlu_ppo.config import TaskConfig
 from nlu_ppo.errors import ConfigError, DataError
-from nlu_ppo.tasks.readers import raw_files, read_split
-from nlu_ppo.tasks.record import Example, Label, Task
+from nlu_ppo.tasks.parquet import parquet_files
+from nlu_ppo.tasks.rawfiles import locate
+from nlu_ppo.tasks.readers import raw_files, read_split, sources
+from nlu_ppo.tasks.record import OWN, Example, Label, Task
 from nlu_ppo.tasks.registry import tasks_of
 
 
@@ -36,10 +38,11 @@ class TaskData:
 
 def check_source(task: Task, config: TaskConfig) -> None:
     """Raises ConfigError where task and source don't go together."""
-    generated = task.hub is None and task.raw is None
-    if generated != (config.source == "generated"):
-        legal = "generated" if generated else "hub or raw"
-        raise ConfigError(f"task.source={config.source} does not fit task={task.name}: use {legal}")
+    legal = sources(task)
+    if config.source not in legal:
+        raise ConfigError(
+            f"task.source={config.source} does not fit task={task.name}: use {' or '.join(legal)}"
+        )
 
 
 def load_task(task: Task, config: TaskConfig) -> TaskData:
@@ -50,15 +53,26 @@ def load_task(task: Task, config: TaskConfig) -> TaskData:
     """
     check_source(task, config)
     train = _read(task, "train", config) if task.trainable else []
-    evaluation = {split: _subset(_read(task, split, config), config.limit.eval) for split in task.eval_splits}
+    evaluation = load_evaluation(task, config)
     labels = [e.label for e in train if e.label is not None]
+    kept, selection = _hold_out(train, config.selection)
+    return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels)
+
+
+def load_evaluation(task: Task, config: TaskConfig) -> dict[str, list[Example]]:
+    """The splits that a task is evaluated on.
+
+    Raises:
+        DataError: a file is missing or malformed, or a split is empty or without labels.
+    """
+    check_source(task, config)
+    evaluation = {split: _subset(_read(task, split, config), config.limit.eval) for split in task.eval_splits}
     for split, examples in evaluation.items():
         if any(e.label is None for e in examples):
             raise DataError(
                 f"task {task.name}: split {split} has examples without a label, so it can't be scored"
             )
-    kept, selection = _hold_out(train, config.selection)
-    return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels)
+    return evaluation
 
 
 def _read(task: Task, split: str, config: TaskConfig) -> list[Example]:
@@ -114,25 +128,44 @@ def load_tasks(config: TaskConfig) -> list[TaskData]:
     return [load_task(task, config) for task in tasks_of(config)]
 
 
-def data_fingerprint(task: Task, config: TaskConfig) -> str:
-    """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision."""
-    splits = [*(["train"] if task.trainable else []), *task.eval_splits]
+def data_fingerprint(task: Task, config: TaskConfig, splits: Sequence[str] | None = None) -> str:
+    """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision.
+
+    Args:
+        splits: those that a run reads; by default train, if there is one, and those it is evaluated on.
+    """
+    if splits is None:
+        splits = [*(["train"] if task.trainable else []), *task.eval_splits]
+    if config.source == "raw" and task.benchmark == OWN:
+        return _hash_files(_own_files(task, splits, config.data_dir))
     if config.source == "raw":
-        return _hash_files(raw_files(task, splits, str(config.data_dir)))
+        return _hash_files([(file.name, file) for file in raw_files(task, splits, config.data_dir)])
     if config.source == "hub":
         assert task.hub is not None
         if config.hub_path and Path(config.hub_path).is_dir():
-            return _hash_files(sorted(Path(config.hub_path).glob(f"{task.hub.config}/*.parquet")))
+            files = parquet_files(Path(config.hub_path), task.hub.config)
+            return _hash_files([(file.name, file) for file in files])
         where = config.hub_path or f"{task.hub.path}@{task.hub.revision}"
         return f"hub:{where}/{task.hub.config}"
     return _hash_examples(read_split(task, split, "generated") for split in splits)
 
 
-def _hash_files(files: Sequence[Path]) -> str:
+def _own_files(task: Task, splits: Sequence[str], data_dir: str | None) -> list[tuple[str, Path]]:
+    """Of a user's own files the name doesn't count, but which split they are and how they are read does."""
+    named = []
+    for split in splits:
+        try:
+            named += [(f"{split}{file.suffix}", file) for file in locate(task, split, data_dir)]
+        except DataError:
+            continue
+    return named
+
+
+def _hash_files(files: Sequence[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for file in files:
+    for name, file in files:
         if file.is_file():  # a missing one gets its error from the reader, with line and advice
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            digest.update(f"{name}:{file.stat().st_size}:".encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
