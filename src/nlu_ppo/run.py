@@ -27,6 +27,7 @@ from nlu_ppo.config import (
     key_fields,
 )
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks import Task, tasks_of
@@ -88,6 +89,8 @@ def identity(config: Config) -> dict[str, Any]:
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
+    if also := further_identity(config):
+        parts["also"] = also
     if config.eval.decoding == "greedy":
         parts["eval"].pop("temperature")
     if trains:
@@ -102,7 +105,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> dict[str, Any]:
     """The task's settings. Those of a group count only for a group, and mixing only for training on one."""
-    parts = key_fields(config) | {"members": [task.name for task in tasks]}
+    parts = key_fields(config) | record_identity(config) | {"members": [task.name for task in tasks]}
     if len(tasks) == 1 or not trains:
         parts.pop("mixing")
     if parts.get("mixing") != "temperature":
@@ -145,14 +148,19 @@ def build_run(config: Config, folder: Path) -> Run:
     """
     for task in tasks_of(config.task):
         check_source(task, config.task)
-        if isinstance(config.method, TrainingConfig) and not task.trainable:
-            raise ConfigError(
-                f"task={task.name} has no training split: train on mnli (for ax) or rte (for axb, axg), or "
-                f"evaluate with method=zero_shot"
-            )
+        if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
+            raise ConfigError(_no_training_split(task))
         if isinstance(config.method, PPOConfig):
             get_reward(config.reward, task)
+    further_tasks(config)
     return Run(config, run_key(config), folder)
+
+
+def _no_training_split(task: Task) -> str:
+    return (
+        f"task={task.name} has no training split: train on {task.train_on or 'another task'} "
+        f"(task={task.train_on or 'OTHER'} eval.also=[{task.name}]), or evaluate it with method=zero_shot"
+    )
 
 
 # -- life cycle ----------------------------------------------------------------------------------------------
@@ -224,21 +232,26 @@ def execute(run: Run) -> dict[str, Any]:
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
-    from nlu_ppo.evaluation import evaluate, majority_score
     from nlu_ppo.methods import METHODS, Part, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
     from nlu_ppo.prompting import Prompter
-    from nlu_ppo.results import Outcome, summarize
+    from nlu_ppo.results import evaluate_part, prediction_lines, summarize
     from nlu_ppo.tasks.splits import load_tasks
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
-    tasks = load_tasks(config.task)
+    # the further sets too, so that a missing file ends the run before anything is trained
+    tasks, beside = load_tasks(config.task), load_further(config)
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
-    parts = tuple(Part(data, Prompter(data.task, policy.tokenizer, config.model.layout)) for data in tasks)
+    parts, further = (
+        tuple(Part(data, Prompter(data.task, policy.tokenizer, config.model.layout)) for data in group)
+        for group in (tasks, beside)
+    )
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
+    for part in further:
+        part.leave_room_for_answers(policy, config.eval)
     clock.lap("load")
 
     setting = METHODS[config.method.name](setting)
@@ -246,20 +259,11 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         save_adapter(policy, folder.adapter)
     clock.lap("fit")
 
-    outcomes = []
-    for part in setting.parts:
-        for split, examples in part.data.evaluation.items():
-            label = split if len(setting.parts) == 1 else f"{part.task.name} {split}"
-            found = evaluate(policy, part.prompter, examples, config.eval, config.seed, progress=label)
-            majority = majority_score(part.task, part.data.train_labels, examples)
-            outcomes.append(Outcome(part.task, split, found, majority))
+    outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
+    others = [outcome for part in further for outcome in evaluate_part(part, setting)]
     clock.lap("evaluate")
-    folder.write_predictions(
-        {**({"task": o.task.name} if len(setting.parts) > 1 else {}), **line}
-        for o in outcomes
-        for line in o.evaluation.predictions
-    )
-    summary = summarize(outcomes)
+    folder.write_predictions(prediction_lines(outcomes, others))
+    summary = summarize(outcomes, others)
     trained = setting.examples_seen or summary["n"]
     return {
         "status": "finished",
