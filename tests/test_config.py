@@ -40,7 +40,7 @@ def test_every_choice_composes(choice):
 
 
 @pytest.mark.parametrize("method", sorted(METHOD_SCHEMAS))
-@pytest.mark.parametrize("task", ["rte", "stsb", "record"])
+@pytest.mark.parametrize("task", ["rte", "stsb", "record", "squad"])
 def test_every_method_composes_with_every_kind_of_task(method, task):
     config = config_of(f"method={method}", f"task={task}", "reward=graded", "lora=none")
     assert type(config.method) is METHOD_SCHEMAS[method]

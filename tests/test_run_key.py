@@ -50,8 +50,11 @@ def key(method: str, *more: str) -> str:
 # -- what counts ---------------------------------------------------------------------------------------------
 
 # Keys that count only beside another one.
+READING = [f"eval.perplexity={ROOT / 'LICENSE'}"]
 ONLY_WITH = {
     "eval.temperature": ["eval.decoding=sample"],
+    "eval.perplexity_window": READING,
+    "eval.perplexity_stride": READING,
     "task.members": ["task=glue"],
     "task.mixing": ["task=glue"],
     "task.mixing_temperature": ["task=glue", "task.mixing=temperature"],

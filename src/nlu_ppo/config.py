@@ -52,7 +52,9 @@ class LimitConfig:
     """Shortens a run: fixed random subsets, the same for every seed and method."""
 
     train: int | None = option(None, "use at most this many training examples", low=1)
-    eval: int | None = option(None, "use at most this many evaluation examples per split", low=1)
+    eval: int | None = option(
+        None, "use at most this many evaluation (and, for a submission, test) examples per split", low=1
+    )
 
 
 @dataclass
@@ -111,7 +113,7 @@ class TaskConfig:
     )
     data_dir: str | None = option(
         None,
-        "with source=raw: the folder that holds glue/, superglue/, ood/ (its contents count, not its name)",
+        "with source=raw: the folder that holds glue/, superglue/, squad/, ood/ (its contents count, not its name)",
         key=False,
     )
     hub_path: str | None = option(
@@ -322,6 +324,9 @@ class EvalConfig:
         low=1,
     )
     likelihood: bool = option(True, "also score by the likelihood of the legal answers")
+    submission: bool = option(
+        False, "also answer the benchmark's test splits, and write the files that its server takes"
+    )
     bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
     batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
     also: list[str] = option(
@@ -341,6 +346,17 @@ class EvalConfig:
         key=False,
     )
     limit: int | None = option(None, "use at most this many examples per split of each", low=1, resolved=True)
+    # key=False: the text itself counts, and its window and stride where there is a text
+    perplexity: str | None = option(
+        None,
+        "also measure the final weights' perplexity on a text: `wikitext` (WikiText-2's test split on the hub), "
+        "a text file, or a folder with wikitext-2-raw-v1/test-*.parquet (its name and contents count)",
+        key=False,
+    )
+    perplexity_window: int = option(1024, "tokens that a window reads; at most the model's context", low=1)
+    perplexity_stride: int = option(
+        512, "tokens from the beginning of one window to that of the next; at most a window", low=1
+    )
 
 
 @dataclass
@@ -449,6 +465,13 @@ def check(config: Config) -> None:
             f"method.minibatch_size={method.minibatch_size}"
         )
     check_task(config.task)
+    reading = config.eval
+    if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
+        raise ConfigError(
+            f"eval.perplexity_stride={reading.perplexity_stride} is more than "
+            f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
+            f"left out"
+        )
 
 
 def check_ranges(node: Any, prefix: str = "") -> None:
@@ -474,7 +497,7 @@ def check_task(task: TaskConfig) -> None:
         check_record(task.name, task.record, task.source)
     elif task.source == "raw" and task.data_dir is None:
         raise ConfigError(
-            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/ and superglue/"
+            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/, superglue/ or squad/"
         )
 
 

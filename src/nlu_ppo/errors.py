@@ -13,6 +13,10 @@ class DataError(UserError):
     """A data file is missing, or a row of it can't be read as its task's format demands."""
 
 
+class MissingSplitError(DataError):
+    """A split isn't where it was looked for; what is there may still be malformed."""
+
+
 class ModelError(UserError):
     """A model, tokenizer or adapter doesn't fit what the run asks of it."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from nlu_ppo.config import Config, TaskConfig, key_fields
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.tasks.record import Task
 from nlu_ppo.tasks.registry import task_config, tasks_of
 from nlu_ppo.tasks.splits import TaskData, check_source, data_fingerprint, load_evaluation
@@ -57,16 +58,22 @@ def load_further(config: Config) -> list[TaskData]:
     """
     found = []
     for task, settings in further_tasks(config):
-        evaluation = load_evaluation(task, settings)
+        try:
+            evaluation = load_evaluation(task, settings)
+        except DataError as error:
+            raise DataError(
+                f"eval.also: {error} (in place of task.source and task.data_dir, these sets take eval.source "
+                f"and eval.data_dir)"
+            ) from error
         labels = [e.label for examples in evaluation.values() for e in examples if e.label is not None]
         found.append(TaskData(task, [], [], evaluation, labels))
     return found
 
 
-def further_identity(config: Config) -> list[dict[str, Any]]:
-    """What of the tasks in `eval.also` can change a result: their settings, and the examples they come to."""
+def further_identity(further: Sequence[tuple[Task, TaskConfig]]) -> list[dict[str, Any]]:
+    """What of further tasks can change a result: their settings, and the examples they come to."""
     parts = []
-    for task, settings in further_tasks(config):
+    for task, settings in further:
         kept = {"source": settings.source, "on_bad_row": settings.on_bad_row, "limit": settings.limit.eval}
         data = data_fingerprint(task, settings, task.eval_splits)
         parts.append({"task": task.name, **kept, **record_identity(settings), "data": data})

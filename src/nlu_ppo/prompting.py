@@ -6,6 +6,7 @@ The model continues after `<Judgement>` and closes the tag itself, so that a com
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -174,15 +175,26 @@ class Prompter:
         anchor = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
         joined = self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
         ids = joined[len(anchor) :] if joined[: len(anchor)] == anchor else []
-        if not ids or self.tokenizer.decode(ids).strip() != text.strip():
+        if not self._spells(ids, text):
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids or self.tokenizer.decode(ids).strip() != text.strip():
+        if not self._spells(ids, text):
             spelled = self.tokenizer.decode(ids) if ids else ""
             raise ModelError(
                 f"task {self.task.name}: the answer {text!r} tokenises to {spelled!r} with this model's "
                 f"tokenizer: choose other verbalizers or another model"
             )
         return tuple(ids)
+
+    def _spells(self, ids: Sequence[int], text: str) -> bool:
+        """Whether tokens decode to a text.
+
+        Some tokenizers compose accents (Qwen's), and some decoders close the gap before a comma: that doesn't
+        make another answer of one that is copied from a text.
+        """
+        if not ids:
+            return False
+        spelled = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return unicodedata.normalize("NFC", spelled).strip() == unicodedata.normalize("NFC", text).strip()
 
 
 def common_prefix_length(rows: Sequence[Sequence[int]]) -> int:

@@ -22,7 +22,7 @@ from nlu_ppo.tasks import TASKS
 
 PAGE = CONF.parent / "docs" / "configuration.md"
 MISSING = "???"
-BENCHMARKS = {"glue": "GLUE", "super_glue": "SuperGLUE", "transfer": "Transfer set"}
+BENCHMARKS = {"glue": "GLUE", "super_glue": "SuperGLUE", "squad": "SQuAD", "transfer": "Transfer set"}
 
 INTRODUCTION = """\
 # Configuration

@@ -19,6 +19,7 @@ import yaml
 
 from nlu_ppo.config import (
     Config,
+    EvalConfig,
     PPOConfig,
     RewardConfig,
     TaskConfig,
@@ -32,6 +33,8 @@ from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
+from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
+from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.picture import draw_run
@@ -81,7 +84,6 @@ def identity(config: Config) -> dict[str, Any]:
         "weights": fingerprint(config.model.path, config.model.revision),
         "adapter": adapter_fingerprint(config.model.adapter),
         "method": key_fields(method),
-        "eval": key_fields(config.eval),
         "seed": config.seed,
     }
     for name in ("path", "revision"):  # the weights stand for them
@@ -89,10 +91,12 @@ def identity(config: Config) -> dict[str, Any]:
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
-    if also := further_identity(config):
-        parts["also"] = also
-    if config.eval.decoding == "greedy":
-        parts["eval"].pop("temperature")
+    further = further_tasks(config)
+    parts["eval"] = _eval_identity(config.eval, [*tasks, *(task for task, _ in further)])
+    if further:
+        parts["also"] = further_identity(further)
+    if config.eval.submission:
+        parts["submission"] = submission_fingerprint(tasks, config.task)
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if isinstance(method, PPOConfig):
@@ -110,6 +114,27 @@ def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> d
         parts.pop("mixing")
     if parts.get("mixing") != "temperature":
         parts.pop("mixing_temperature")
+    return parts
+
+
+def _eval_identity(config: EvalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The settings of the evaluation that have an effect; of a text its name and contents.
+
+    Raises:
+        ConfigError: the text isn't there.
+    """
+    parts = key_fields(config)
+    if config.decoding == "greedy":
+        parts.pop("temperature")
+    if not any(task.lists_answers for task in tasks):
+        parts.pop("likelihood")
+    if not config.submission:  # a run without one keeps the key that it had before there were any
+        parts.pop("submission")
+    if config.perplexity is None:
+        parts.pop("perplexity_window")
+        parts.pop("perplexity_stride")
+    else:
+        parts["perplexity"] = text_identity(config.perplexity)
     return parts
 
 
@@ -144,10 +169,12 @@ def build_run(config: Config, folder: Path) -> Run:
     """Checks what needs no torch and no data, and names the run.
 
     Raises:
-        UserError: task, source, model path or reward don't fit together.
+        UserError: task, source, model path, reward or submission don't fit together.
     """
     for task in tasks_of(config.task):
         check_source(task, config.task)
+        if config.eval.submission:
+            check_submission(task)
         if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
             raise ConfigError(_no_training_split(task))
         if isinstance(config.method, PPOConfig):
@@ -232,17 +259,23 @@ def execute(run: Run) -> dict[str, Any]:
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
+    from nlu_ppo.answering import answer_submission
+    from nlu_ppo.inference import perplexity
     from nlu_ppo.methods import METHODS, Part, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import evaluate_part, prediction_lines, summarize
     from nlu_ppo.tasks.splits import load_tasks
+    from nlu_ppo.tasks.submission_sets import load_submission
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
     # the further sets too, so that a missing file ends the run before anything is trained
     tasks, beside = load_tasks(config.task), load_further(config)
+    submission = (
+        load_submission([data.task for data in tasks], config.task) if config.eval.submission else None
+    )
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
     parts, further = (
@@ -252,6 +285,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
+    reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     clock.lap("load")
 
     setting = METHODS[config.method.name](setting)
@@ -263,9 +297,19 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     others = [outcome for part in further for outcome in evaluate_part(part, setting)]
     clock.lap("evaluate")
     folder.write_predictions(prediction_lines(outcomes, others))
+    read = None
+    if reading is not None:
+        read = perplexity.measure(
+            policy, reading, batch_size=config.eval.batch_size, progress=f"perplexity, {reading.name}"
+        )
+        clock.lap("perplexity")
     summary = summarize(outcomes, others)
+    if submission:
+        summary["metrics"] |= answer_submission(setting, submission, folder.write_submission)
+        summary["submission_missing"] = submission.missing
+        clock.lap("submission")
     trained = setting.examples_seen or summary["n"]
-    return {
+    result = {
         "status": "finished",
         **run.names,
         "seed": config.seed,
@@ -277,6 +321,9 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+    if read is not None:
+        perplexity.report(result, read)
+    return result
 
 
 class Stopwatch:

@@ -37,7 +37,8 @@ class Part:
     @property
     def longest_answer(self) -> int:
         """Tokens that the longest legal completion of any example takes."""
-        examples = [e for split in self.data.evaluation.values() for e in split] + self.data.train
+        evaluated = [e for split in self.data.evaluation.values() for e in split]
+        examples = evaluated + self.data.train + self.data.selection
         return longest_answer(self.prompter, examples)
 
     def leave_room_for_answers(self, policy: Policy, config: EvalConfig) -> None:

@@ -12,7 +12,7 @@ BASELINE = "zero_shot"
 _TASKS = (
     *("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"),
     *("boolq", "cb", "copa", "multirc", "record", "wic", "wsc", "axb", "axg"),
-    *("glue", "superglue", "toy_sentiment", "toy_nli"),
+    *("squad", "glue", "superglue", "toy_sentiment", "toy_nli"),
 )
 # From no training to the most.
 _METHODS = (BASELINE, "few_shot", "sft", "ppo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,13 @@ def before_and_after(folder: Path, result: Mapping[str, Any]) -> str:
         lines.append(f"  majority       {result['majority']:6.1f}   always the commonest training label")
     unparsable = 100 * result["unparsable"] / result["n"]
     lines.append(f"  unparsable     {unparsable:6.1f}   percent of the answers")
+    if found := result.get("perplexity"):
+        read = f"per token of {found['text']}, windows of {found['window']}, stride {found['stride']}"
+        lines.append(f"  perplexity     {found['value']:6.1f}   {read}")
     if result.get("shortened"):
         lines.append(f"  shortened      {result['shortened']:6d}   prompts lost the end of a text to fit")
     lines += _further(result["metrics"])
+    lines += _submission(result)
     lines.append(f"  run folder     {folder}")
     return "\n".join(lines)
 
@@ -45,6 +49,18 @@ def _further(metrics: Mapping[str, float]) -> list[str]:
         f"n={metrics[f'{name}/n']:.0f}"
         for name in names
     ]
+
+
+def _submission(result: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each file of a submission, also for those that the run could not write."""
+    metrics = result.get("metrics", {})
+    for name in metrics:
+        if name.startswith("submission/") and name.endswith("/rows"):
+            file = name.split("/")[1]
+            unparsable = metrics[f"submission/{file}/unparsable"]
+            yield f"  submission     {file}: {metrics[name]} rows, {unparsable} of them unparsable"
+    for file in result.get("submission_missing", {}):
+        yield f"  submission     {file}: missing, as its examples are"
 
 
 def _first_selection(folder: Path) -> float | None:

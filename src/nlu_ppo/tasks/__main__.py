@@ -1,4 +1,6 @@
-"""`python -m nlu_ppo.tasks list` and `... show TASK`: what there is, and what a prompt looks like."""
+"""`python -m nlu_ppo.tasks`: `list` and `show TASK` say what there is and what a prompt looks like;
+`submission STUDY` makes the zip that a benchmark's server takes.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,21 @@ from typing import Any
 
 from nlu_ppo.errors import DataError, UserError
 from nlu_ppo.prompting import Prompter, common_prefix_length
-from nlu_ppo.tasks import TASKS, Example, Kind, Task, get_task, read_split
+from nlu_ppo.tasks import TASKS, Example, Kind, Task, get_task, read_split, submission_zip
 from nlu_ppo.tasks.own import own_task_files
 from nlu_ppo.tasks.readers import sources
 from nlu_ppo.tasks.record import CLOSE, OWN
 from nlu_ppo.tasks.registry import task_config
+from nlu_ppo.tasks.text_table import aligned
 
 _SAMPLE = 32  # examples from which the shared part of the prompts is measured
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a mistake that the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m nlu_ppo.tasks", description="Show the tasks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m nlu_ppo.tasks", description="Show the tasks, or hand in answers to them."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="a table of all tasks")
     show = commands.add_parser("show", help="a task's prompt, and how a tokenizer cuts it")
@@ -33,16 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("--row", type=int, default=0, help="number of the example, from 0")
     show.add_argument("--model", help="a model folder or hub id, for its tokenizer")
     show.add_argument("--layout", choices=("plain", "chat"), default="plain")
+    submission = commands.add_parser("submission", help="the zip that the server of GLUE or SuperGLUE takes")
+    submission_zip.add_arguments(submission)
     options = parser.parse_args(arguments)
+    work = {"list": _table, "show": _show, "submission": submission_zip.command}[options.command]
     try:
-        print(_table() if options.command == "list" else _show(options))
+        print(work(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _table() -> str:
+def _table(_: Any) -> str:
     rows = [("task", "benchmark", "answers", "metrics", "evaluated on", "trainable", "from")]
     for task in [*TASKS.values(), *(get_task(name) for name in own_task_files())]:
         rows.append(
@@ -56,10 +64,7 @@ def _table() -> str:
                 f"{task.hub.path} {task.hub.config}" if task.hub else _files(task),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(rows)
 
 
 def _files(task: Task) -> str:
@@ -69,7 +74,9 @@ def _files(task: Task) -> str:
 def _answers(task: Task) -> str:
     if task.kind is Kind.CLASSIFY:
         return " / ".join(task.verbalizers)
-    return f"{task.low:g} to {task.high:g}" if task.kind is Kind.REGRESS else "one of the candidates"
+    if task.kind is Kind.REGRESS:
+        return f"{task.low:g} to {task.high:g}"
+    return "one of the candidates" if task.kind is Kind.CHOOSE else "words of the text"
 
 
 def _show(options: Any) -> str:
@@ -123,7 +130,8 @@ def _tokens(prompter: Prompter, example: Example, examples: Sequence[Example]) -
         f"shared prefix: {shared} tokens, {100 * shared / mean:.0f} % of the mean prompt",
         f"prompt ends in: {[tokenizer.decode([i]) for i in shown.ids[-4:]]}",
     ]
-    for answer in task.answers(example)[:5]:
+    gold = () if example.label is None else (task.verbalize(example.label),)
+    for answer in task.answers(example)[:5] or gold:
         ids = prompter.completion_ids(answer + CLOSE)
         lines.append(f"completion: {[tokenizer.decode([i]) for i in ids]}")
     return lines

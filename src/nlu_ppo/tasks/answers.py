@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from nlu_ppo.tasks.metrics import normalize_record_answer
-from nlu_ppo.tasks.record import CLOSE, Kind, Label, Task
+from nlu_ppo.tasks.metrics import best_overlap, normalize_record_answer
+from nlu_ppo.tasks.record import CLOSE, Kind, Label, Task, accepted_answers
 from nlu_ppo.tasks.registry import get_task
 
 _NUMBER = re.compile(r"[+-]?([0-9]+([.,][0-9]*)?|[.,][0-9]+)")
@@ -33,6 +33,7 @@ def parse_answer(
     * Numbers: plain decimal notation, point or comma ("4", "4.5", "4,5"), within the task's range -> float.
       A number outside the range is no legal answer, just as a word outside the answer words isn't: "42" says
       nothing about similarity, and clipping would score it as the best answer.
+    * Extracts: the text, with single blanks. Any text is an answer, and only an empty one isn't.
     * Choices: the text, with single blanks; if it equals one of `candidates` but for case, punctuation and
       articles, that candidate. Others are kept, since the official metric gives them partial credit.
 
@@ -51,6 +52,8 @@ def parse_answer(
         return _answer_words(record.verbalizers).get(normalize_answer(answer))
     if record.kind is Kind.REGRESS:
         return _number(answer, record.low, record.high)
+    if record.kind is Kind.EXTRACT:
+        return " ".join(answer.split()) or None
     return _choice(answer, candidates)
 
 
@@ -108,5 +111,5 @@ def is_correct(task: str | Task, answer: Label | None, reference: Label | None) 
         return abs(float(answer) - float(reference)) <= 0.1 * (record.high - record.low)  # type: ignore[arg-type]
     if record.kind is Kind.CLASSIFY:
         return answer == reference
-    accepted = reference if isinstance(reference, tuple) else (str(reference),)
-    return normalize_record_answer(str(answer)) in {normalize_record_answer(gold) for gold in accepted}
+    _, exact = best_overlap(str(answer), accepted_answers(reference))
+    return bool(exact)

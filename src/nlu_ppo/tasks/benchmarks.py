@@ -331,7 +331,7 @@ RECORD = Task(
     columns=("passage", "query", "entities"),
     fields_of=fields.record_fields,
     candidates_of=fields.record_candidates,
-    answers_of=fields.record_answers,
+    label_of=fields.record_answers,
     hub=_superglue("record"),
     raw=RawSource(_jsonl("ReCoRD"), rows=fields.record_rows),
 )

@@ -10,15 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nlu_ppo.tasks.record import Row
+from nlu_ppo.tasks.record import Row, RowError
 
 _HIGHLIGHT = re.compile(r"\s*@highlight\s*")
 _BREAKS = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _BOLD = re.compile(r"</?b>", re.IGNORECASE)
-
-
-class RowError(ValueError):
-    """A row that can't become an example; the reader adds file and line."""
 
 
 def _squeeze(text: str) -> str:

@@ -1,9 +1,9 @@
-"""The official metrics of GLUE and SuperGLUE, with a fixed rule for unparsable answers, in numpy.
+"""The official metrics of GLUE, SuperGLUE and SQuAD, with a fixed rule for unparsable answers, in numpy.
 
 Sources: the leaderboards' own metrics (binary F1 is that of label id 1; CB's macro-F1 is always over its
-three classes; MultiRC's F1a is over all answers of the split; ReCoRD takes the best gold spelling per query,
-then the mean over queries; AX-g's parity is over pairs). AX's multi-class correlation is the R_K of Gorodkin
-(2004), Comparing two K-category assignments by a K-category correlation coefficient.
+three classes; MultiRC's F1a is over all answers of the split; SQuAD and ReCoRD take the best gold answer per
+question, then the mean over questions; AX-g's parity is over pairs). AX's multi-class correlation is the R_K of
+Gorodkin (2004), Comparing two K-category assignments by a K-category correlation coefficient.
 
 An unparsable answer (`None`) is never left out, which would reward abstaining:
 
@@ -12,7 +12,7 @@ An unparsable answer (`None`) is never left out, which would reward abstaining:
 * CB's macro-F1: a miss for the gold class and a false alarm for none;
 * AX: one more predicted class;
 * AX-g's parity: the pair is not the same;
-* ReCoRD: 0 for the query;
+* ReCoRD, SQuAD: 0 for the question;
 * STS-B: 2.5, the middle of the scale, a legal answer that costs about what a wrong row costs elsewhere.
 
 Where a metric is undefined (MCC with a zero denominator, F1 without a true positive, a correlation with a
@@ -52,11 +52,11 @@ def score(
     *,
     impute: float | None = None,
 ) -> dict[str, float]:
-    """The task's official metrics, as fractions, and `score`, their mean.
+    """The task's official metrics, as fractions, and `score`, their mean (or the task's `score_metric`).
 
     Args:
         predictions: class ids, numbers or answer strings, as the task has them; `None` = unparsable.
-        references: gold labels; for ReCoRD the accepted answers of each query.
+        references: gold labels; for ReCoRD and SQuAD the accepted answers of each question.
         groups: MultiRC: the question of each answer; AX-g: the pair of each row. Others don't need it.
         impute: what stands in for an unparsable number; by default the middle of the task's scale.
 
@@ -110,7 +110,7 @@ class Scorer:
             middle = (self.task.low + self.task.high) / 2
             self._predicted = _numbers(name, "prediction", predictions, middle if impute is None else impute)
         else:
-            pairs = [_best_overlap(name, *row) for row in zip(predictions, references, strict=True)]
+            pairs = [_overlap(name, *row) for row in zip(predictions, references, strict=True)]
             self._values = {"f1": np.array([f1 for f1, _ in pairs]), "em": np.array([em for _, em in pairs])}
 
     def metrics(self, indices: IntArray | None = None, draws: IntArray | None = None) -> dict[str, float]:
@@ -132,10 +132,11 @@ class Scorer:
             values = {
                 name: _CLASS_METRICS[name](predicted, gold, classes, groups) for name in self.task.metrics
             }
-        return {**values, "score": sum(values.values()) / len(values)}
+        chosen = self.task.score_metric
+        return {**values, "score": values[chosen] if chosen else sum(values.values()) / len(values)}
 
     def score(self, indices: IntArray | None = None, draws: IntArray | None = None) -> float:
-        """The task score, the mean of its metrics."""
+        """The task score: the mean of its metrics, or its `score_metric`."""
         return self.metrics(indices, draws)["score"]
 
     def _group_codes(self, groups: Sequence[Any] | None) -> IntArray | None:
@@ -289,16 +290,15 @@ _CORRELATIONS: dict[str, Callable[[FloatArray, FloatArray], float]] = {
     "spearman": _spearman,
 }
 
-# -- chosen entities ----------------------------------------------------------------------------------------
+# -- answers in words ---------------------------------------------------------------------------------------
 
 
 def normalize_record_answer(text: str) -> str:
-    """ReCoRD's comparison form: lower case, without ASCII punctuation, then articles; single blanks."""
+    """ReCoRD's comparison form, and SQuAD's: lower case, without ASCII punctuation, then articles; single blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def _best_overlap(name: str, prediction: Any, reference: Any) -> tuple[float, float]:
-    """Token F1 and exact match of one answer, each the best over the accepted spellings."""
+def _overlap(name: str, prediction: Any, reference: Any) -> tuple[float, float]:
     golds = (reference,) if isinstance(reference, str) else tuple(reference or ())
     if not golds:
         raise ValueError(f"{name}: a reference is empty: unlabelled examples can't be scored")
@@ -306,7 +306,12 @@ def _best_overlap(name: str, prediction: Any, reference: Any) -> tuple[float, fl
         return 0.0, 0.0
     if not isinstance(prediction, str):
         raise ValueError(f"{name}: prediction {prediction!r} is not a text")
-    said = normalize_record_answer(prediction)
+    return best_overlap(prediction, golds)
+
+
+def best_overlap(answer: str, golds: Sequence[str]) -> tuple[float, float]:
+    """Token F1 and exact match of one answer, each the best over the accepted spellings."""
+    said = normalize_record_answer(answer)
     normalized = [normalize_record_answer(gold) for gold in golds]
     return max(_token_f1(said, gold) for gold in normalized), float(said in normalized)
 

@@ -14,8 +14,7 @@ from nlu_ppo.choices import CONF
 from nlu_ppo.config import RecordConfig, TaskConfig, check_ranges, check_task
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.record_checks import DEFAULT_METRICS, answer_words, eval_splits, splits_of, template_slots
-from nlu_ppo.tasks.fields import RowError
-from nlu_ppo.tasks.record import CLOSE, OWN, HubSource, Kind, RawSource, Row, Task
+from nlu_ppo.tasks.record import CLOSE, OWN, HubSource, Kind, RawSource, Row, RowError, Task
 
 ROOT = CONF.parent  # where `record.files` lie unless task.data_dir says otherwise
 _INHERITED = ("/schema/task@_here_", "_self_")
@@ -84,7 +83,7 @@ def build_task(name: str, record: RecordConfig, source: str) -> Task:
         columns=slots,
         fields_of=_fields_of(slots, record.candidates),
         candidates_of=_candidates_of(record.candidates) if record.candidates else None,
-        answers_of=_answers_of(record.candidates) if record.candidates else None,
+        label_of=_label_of(record.candidates) if record.candidates else None,
         eval_splits=eval_splits(record, source),
         trainable="train" in splits_of(record, source),
         hub=HubSource(hub.path, hub.config or "", hub.revision, hub.splits, **names) if hub.path else None,
@@ -129,8 +128,8 @@ def _candidates_of(slot: str) -> Callable[[Row], tuple[str, ...]]:
     return lambda row: _candidates(row[slot])
 
 
-def _answers_of(slot: str) -> Callable[[Row], tuple[str, ...] | None]:
-    def answers_of(row: Row) -> tuple[str, ...] | None:
+def _label_of(slot: str) -> Callable[[Row], tuple[str, ...] | None]:
+    def label_of(row: Row) -> tuple[str, ...] | None:
         if row.get("label") is None:
             return None
         answer = _squeezed(_text("label", row["label"]))
@@ -139,7 +138,7 @@ def _answers_of(slot: str) -> Callable[[Row], tuple[str, ...] | None]:
             raise RowError(f"the answer {answer!r} is none of the candidates: {', '.join(candidates)}")
         return (answer,)
 
-    return answers_of
+    return label_of
 
 
 def _candidates(value: Any) -> tuple[str, ...]:

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo.errors import DataError
-from nlu_ppo.tasks.fields import RowError
+from nlu_ppo.errors import DataError, MissingSplitError
 from nlu_ppo.tasks.parquet import parquet_rows
-from nlu_ppo.tasks.record import RawSource, Row, Source, Task
+from nlu_ppo.tasks.record import RawSource, Row, RowError, Source, Task
 
 # Where a row stands, and the row, or why it can't be read. `None`: left out on purpose.
 Located = tuple[str, Row | RowError | None]
@@ -32,7 +31,7 @@ def locate(task: Task, split: str, data_dir: str | Path | None) -> list[Path]:
     """The files that hold a split: the data first, then a list of ids where the split needs one.
 
     Raises:
-        DataError: none of the places that the release keeps them in exists.
+        MissingSplitError: none of the places that the release keeps them in exists.
     """
     raw = _raw_source(task, split)
     if raw.shared_file and split in ("train", "validation"):
@@ -45,7 +44,7 @@ def locate(task: Task, split: str, data_dir: str | Path | None) -> list[Path]:
             return [path]
     tried = ", ".join(str(_places(raw, data_dir, name)[0]) for name in raw.files[split])
     if raw.root is not None:
-        raise DataError(
+        raise MissingSplitError(
             f"task {task.name}: no file for split {split!r}; tried {tried}. Mend task.record.files.{split}: a "
             f"path is taken below task.data_dir if that is given, else below the project's folder"
         )
@@ -53,7 +52,7 @@ def locate(task: Task, split: str, data_dir: str | Path | None) -> list[Path]:
     if raw.shared_file and split in ("train", "validation"):
         both = " together with ".join(str(_places(raw, data_dir, name)[0]) for name in raw.shared_file)
         also = f" (or {both})"
-    raise DataError(
+    raise MissingSplitError(
         f"task {task.name}: no file for split {split!r}; tried {tried}{also}. task.data_dir should hold the "
         f"benchmark's own layout, with {raw.files[split][0]} in it"
         + ("; or use task.source=hub" if task.hub else "")
@@ -93,6 +92,8 @@ def raw_rows(task: Task, split: str, data_dir: str | Path | None) -> Iterator[Lo
     raw, suffix = _raw_source(task, split), files[0].suffix
     if suffix == ".jsonl":
         return _json_rows(task, raw, files[0])
+    if suffix == ".json":
+        return _document_rows(raw, files[0])
     if suffix == ".parquet":
         return (
             (where, as_hub_row(task, raw, item, number))
@@ -289,6 +290,18 @@ def _json_rows(task: Task, raw: RawSource, path: Path) -> Iterator[Located]:
             continue
         for row in rows:
             yield where, as_hub_row(task, raw, row, place)
+
+
+def _document_rows(raw: RawSource, path: Path) -> Iterator[Located]:
+    """Rows of a file that is one JSON document: it is read whole, since its end may be what is broken."""
+    assert raw.document is not None, f"no rule for the rows of {path.name}"
+    try:
+        document = json.loads(path.read_bytes().removeprefix(_BOM))
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise DataError(f"{path}: invalid JSON ({error}): is the file whole?") from error
+    return ((f"{path}: {place}", row) for place, row in raw.document(document))
 
 
 def _missing(error: Exception) -> str:

@@ -6,6 +6,7 @@ for the same underlying data all sources therefore give the same ids, fields and
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nlu_ppo.errors import ConfigError, DataError
-from nlu_ppo.tasks.fields import RowError
 from nlu_ppo.tasks.rawfiles import Located, locate, raw_rows
-from nlu_ppo.tasks.record import OWN, Example, Kind, Label, Row, Source, Task
+from nlu_ppo.tasks.record import OWN, Example, Kind, Label, Row, RowError, Source, Task
 from nlu_ppo.tasks.registry import get_task
 
 SOURCES = ("hub", "raw", "generated")
@@ -173,14 +173,10 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
     for column in task.columns:
         if row.get(column) is None:
             raise RowError(f"no {column!r} (the row has: {', '.join(map(str, row))})")
-    if row.get("idx") is None:
-        raise RowError("no 'idx'")
-    idx = _index(row["idx"])
-    if task.kind is Kind.CHOOSE:
-        assert task.answers_of is not None
-        label: Label | None = task.answers_of(row)
-    else:
-        label = to_label(task, row.get("label"))
+    if row.get(task.index_column) is None:
+        raise RowError(f"no {task.index_column!r}")
+    idx = _index(row[task.index_column]) if task.index_column == "idx" else str(row[task.index_column])
+    label = task.label_of(row) if task.label_of else to_label(task, row.get("label"))
     if label is None and not split.startswith("test"):
         if task.hub and str(row.get("label")) in task.hub.left_out:
             raise _LeftOutError
@@ -197,11 +193,17 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
         id="-".join([split, *map(str, numbers)]),
         fields=fields,
         label=label,
-        group=task.group_of(idx) if task.group_of else None,
+        group=_group(task, idx, fields),
         candidates=candidates,
         idx=idx,
         task=task.name,
     )
+
+
+def _group(task: Task, idx: Any, fields: Mapping[str, str]) -> Any:
+    if task.group_field:  # a digest, since every prediction of the run folder names its group
+        return hashlib.sha256(fields[task.group_field].encode()).hexdigest()[:12]
+    return task.group_of(idx) if task.group_of else None
 
 
 def _index(value: Any) -> int | dict[str, int]:

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-# int: a class id in the hub's order; float: a similarity; str: a chosen entity; tuple of str: all gold ones.
+# int: a class id in the hub's order; float: a similarity; str: an answer in words; tuple of str: all gold ones.
 Label = int | float | str | tuple[str, ...]
 
 # One item as the hub serves it (its column names), whatever source it came from.
@@ -20,12 +20,22 @@ OPEN, CLOSE = "<Judgement>", "</Judgement>"
 OWN = "own"  # `Task.benchmark` of a task that a user described in YAML
 
 
+class RowError(ValueError):
+    """A row that can't become an example; the reader adds file and line."""
+
+
 class Kind(Enum):
     """What an answer is."""
 
     CLASSIFY = "classify"  # one of a fixed set of verbalizers; labels are int ids
     REGRESS = "regress"  # a number in [low, high]; labels are floats
     CHOOSE = "choose"  # one of the example's own candidates; labels are strings
+    EXTRACT = "extract"  # a few words out of the example's text; labels are strings, without a list of them
+
+    @property
+    def in_words(self) -> bool:
+        """Whether answers are compared word by word, with any of several gold ones, and partly right counts."""
+        return self in (Kind.CHOOSE, Kind.EXTRACT)
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,10 @@ class Example:
     Attributes:
         id: unique within the task, `"<split>-<idx>"`; stable over sources and limits.
         fields: the texts that the task's template names.
-        label: gold label (`None` on unlabelled test rows); for CHOOSE a tuple of all accepted answers.
-        group: items that are scored together share it (MultiRC's question, AX-g's pair).
+        label: gold label (`None` on unlabelled test rows); for CHOOSE and EXTRACT a tuple of all accepted
+            answers.
+        group: items that are scored together share it (MultiRC's question, AX-g's pair), or that depend on
+            each other (SQuAD's questions about one passage).
         candidates: for CHOOSE, the answers to choose from, in a fixed order.
         idx: the official index, as submission files want it.
         task: name of the task that it belongs to; a run may have several.
@@ -49,6 +61,13 @@ class Example:
     candidates: tuple[str, ...] = ()
     idx: Any = None
     task: str = ""
+
+
+def accepted_answers(label: Label | None) -> tuple[str, ...]:
+    """All gold answers of an example that is answered in words."""
+    if label is None:
+        return ()
+    return label if isinstance(label, tuple) else (str(label),)
 
 
 @dataclass(frozen=True)
@@ -84,13 +103,14 @@ class RawSource:
 
     Attributes:
         files: by split, the paths below `task.data_dir` to try, in order. `.jsonl` files hold one JSON object
-            per line, `.csv` files follow RFC 4180, `.parquet` files say themselves what they hold; all others
-            are tab-separated, without quoting.
+            per line, `.json` files one JSON document, `.csv` files follow RFC 4180, `.parquet` files say
+            themselves what they hold; all others are tab-separated, without quoting.
         labels: what the files write for each label -> id (empty for tasks without classes).
         columns: hub column -> names it has in the files, where these differ.
         label_columns: names of the label's column; files of labelled splits must have one of them.
         header: the columns of files that have no header line (not used for test files, which have one).
         rows: turns one JSON object into hub rows, where they aren't one to one.
+        document: takes a JSON document apart into hub rows, or what is wrong with them, each with its path.
         shared_file: a file that holds train and validation together, and the list of id pairs that belong
             to validation; preferred to `files` where both are there, because the hub is made from them.
         short_rows: so many rows of a file with too few columns are known to be in the release. The hub
@@ -107,6 +127,7 @@ class RawSource:
     label_columns: tuple[str, ...] = ("label",)
     header: tuple[str, ...] = ()
     rows: Callable[[Row], Iterable[Row]] | None = None
+    document: Callable[[Any], Iterable[tuple[str, Row | RowError]]] | None = None
     shared_file: tuple[str, str] | None = None
     short_rows: int = 0
     left_out: tuple[str, ...] = ()
@@ -128,12 +149,15 @@ class Task:
         template: the query, with `{field}` slots filled from `Example.fields`.
         labels: label names in the order of the hub's ids; empty unless CLASSIFY.
         verbalizers: the answer word of each label id.
-        metrics: official metrics in the leaderboard's order; the task score is their mean.
+        metrics: official metrics in the leaderboard's order; the task score is their mean,
+        score_metric: or this one of them.
         columns: the hub's columns that the template needs; they become `Example.fields` as they are.
         fields_of: makes the fields from a hub row instead, where a text must be marked or cleaned.
         candidates_of: for CHOOSE, the answers that a row offers.
-        answers_of: for CHOOSE, all accepted answers of a row; `None` if it is unlabelled.
+        label_of: hub row -> label, where no label column holds it as it is.
+        index_column: the hub's column that names a row.
         group_of: hub `idx` -> group of items that are scored together.
+        group_field: or the field whose text the items of one group share.
         eval_splits: what a run is evaluated on; each split is scored apart.
         trainable: False for diagnostic and transfer sets, which have no train split.
         train_on: where there is none, the task to train on instead.
@@ -145,6 +169,7 @@ class Task:
     instruction: str
     template: str
     metrics: tuple[str, ...]
+    score_metric: str | None = None
     labels: tuple[str, ...] = ()
     verbalizers: tuple[str, ...] = ()
     low: float = 0.0
@@ -154,8 +179,10 @@ class Task:
     columns: tuple[str, ...] = ()
     fields_of: Callable[[Row], dict[str, str]] | None = None
     candidates_of: Callable[[Row], tuple[str, ...]] | None = None
-    answers_of: Callable[[Row], tuple[str, ...] | None] | None = None
+    label_of: Callable[[Row], Label | None] | None = None
+    index_column: str = "idx"
     group_of: Callable[[Any], Any] | None = None
+    group_field: str | None = None
     eval_splits: tuple[str, ...] = ("validation",)
     trainable: bool = True
     train_on: str | None = None
@@ -166,6 +193,13 @@ class Task:
             len(self.labels) != len(self.verbalizers) or len(set(self.verbalizers)) != len(self.verbalizers)
         ):
             raise ValueError(f"task {self.name}: every label needs a verbalizer of its own")
+        if self.score_metric is not None and self.score_metric not in self.metrics:
+            raise ValueError(f"task {self.name}: {self.score_metric!r} is none of its metrics")
+
+    @property
+    def lists_answers(self) -> bool:
+        """Whether an example's legal answers can be listed, so that their likelihoods can be compared."""
+        return self.kind is not Kind.EXTRACT
 
     @property
     def answer_format(self) -> str:
@@ -174,7 +208,9 @@ class Task:
             return "Answer with one of these: " + ", ".join(self.verbalizers) + "."
         if self.kind is Kind.REGRESS:
             return f"Answer with a number from {self.low:.1f} to {self.high:.1f}."
-        return "Answer with one of the listed candidates, copied exactly."
+        if self.kind is Kind.CHOOSE:
+            return "Answer with one of the listed candidates, copied exactly."
+        return "Answer with the few words that say it, copied exactly from the text."
 
     def verbalize(self, label: Label) -> str:
         """The answer text of a gold label (regression: rounded to the nearest 0.2, as T5 does)."""
@@ -185,7 +221,7 @@ class Task:
         return label[0] if isinstance(label, tuple) else str(label)
 
     def answers(self, example: Example) -> tuple[str, ...]:
-        """All answers that label likelihood compares for `example`, in a fixed order."""
+        """All answers that label likelihood compares for `example`, in a fixed order; none for EXTRACT."""
         if self.kind is Kind.CLASSIFY:
             return self.verbalizers
         if self.kind is Kind.REGRESS:

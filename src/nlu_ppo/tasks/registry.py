@@ -14,6 +14,7 @@ from nlu_ppo.tasks.averages import GLUE_TASKS, SUPERGLUE_TASKS
 from nlu_ppo.tasks.benchmarks import BENCHMARK_TASKS
 from nlu_ppo.tasks.own import build_task, own_task_files, read_task_file
 from nlu_ppo.tasks.record import Task
+from nlu_ppo.tasks.squad import SQUAD
 from nlu_ppo.tasks.transfer import TRANSFER_TASKS
 
 try:
@@ -23,7 +24,7 @@ except ModuleNotFoundError as error:  # a checkout without the generated tasks s
         raise
     TOY_TASKS = {}
 
-TASKS: dict[str, Task] = {**BENCHMARK_TASKS, **TRANSFER_TASKS, **TOY_TASKS}
+TASKS: dict[str, Task] = {**BENCHMARK_TASKS, SQUAD.name: SQUAD, **TRANSFER_TASKS, **TOY_TASKS}
 
 # Choices of `task=` that stand for several tasks: one model learns all of them, and each is scored.
 TASK_GROUPS: dict[str, tuple[str, ...]] = {

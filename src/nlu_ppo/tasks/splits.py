@@ -66,13 +66,24 @@ def load_evaluation(task: Task, config: TaskConfig) -> dict[str, list[Example]]:
         DataError: a file is missing or malformed, or a split is empty or without labels.
     """
     check_source(task, config)
-    evaluation = {split: _subset(_read(task, split, config), config.limit.eval) for split in task.eval_splits}
+    evaluation = {split: evaluation_examples(task, split, config) for split in task.eval_splits}
     for split, examples in evaluation.items():
         if any(e.label is None for e in examples):
             raise DataError(
                 f"task {task.name}: split {split} has examples without a label, so it can't be scored"
             )
     return evaluation
+
+
+def evaluation_examples(task: Task, split: str, config: TaskConfig) -> list[Example]:
+    """The examples of a split that isn't trained on, as far as `task.limit.eval` lets them in."""
+    return _subset(_read(task, split, config), config.limit.eval)
+
+
+def commonest_label(labels: Sequence[Label]) -> Label:
+    """The most frequent label; of equally frequent ones the first by name."""
+    counts = Counter(labels)
+    return max(sorted(counts, key=str), key=counts.__getitem__)
 
 
 def _read(task: Task, split: str, config: TaskConfig) -> list[Example]:
@@ -132,10 +143,9 @@ def data_fingerprint(task: Task, config: TaskConfig, splits: Sequence[str] | Non
     """What identifies the examples, whatever folder they lie in: contents of files, or the hub's revision.
 
     Args:
-        splits: those that a run reads; by default train, if there is one, and those it is evaluated on.
+        splits: those that count; by default the ones that a run fits and evaluates.
     """
-    if splits is None:
-        splits = [*(["train"] if task.trainable else []), *task.eval_splits]
+    splits = splits or [*(["train"] if task.trainable else []), *task.eval_splits]
     if config.source == "raw" and task.benchmark == OWN:
         return _hash_files(_own_files(task, splits, config.data_dir))
     if config.source == "raw":

@@ -142,6 +142,14 @@ class RunFolder:
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
+    @property
+    def submission(self) -> Path:
+        return self.path / "submission"
+
+    def write_submission(self, name: str, text: str) -> None:
+        self.submission.mkdir(exist_ok=True)
+        write_atomic(self.submission / name, text)
+
     def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(jsonable(p), ensure_ascii=False) + "\n" for p in predictions)
         write_atomic(self.path / "predictions.jsonl", text)

@@ -1,0 +1,57 @@
+"""Answers test sets without labels, and writes the files that a benchmark's server takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from nlu_ppo.config import EvalConfig
+from nlu_ppo.evaluation import answer, longest_answer
+from nlu_ppo.methods.setting import Setting
+from nlu_ppo.models.policy import Policy
+from nlu_ppo.prompting import Prompter
+from nlu_ppo.tasks.record import Example
+from nlu_ppo.tasks.submission import fall_back, render
+from nlu_ppo.tasks.submission_sets import SubmissionSets
+
+
+def answer_submission(
+    setting: Setting, submission: SubmissionSets, write: Callable[[str, str], None]
+) -> dict[str, float]:
+    """Answers the test sets of the setting's tasks, as an evaluation would, and writes the files.
+
+    Args:
+        setting: after the fit.
+        write: takes a file's name and its text.
+
+    Returns:
+        metrics: how many rows each file has, and how many of them had no parsable answer.
+    """
+    policy, config = setting.policy, setting.config
+    parts = {part.task.name: part for part in setting.parts}
+    metrics: dict[str, float] = {}
+    for test in submission.sets:
+        part = parts[test.task.name]
+        name = " and ".join(file.name for file in test.files)
+        fitting = _within_context(policy, part.prompter, test.examples, config.eval)
+        labels = answer(policy, part.prompter, test.examples, fitting, config.seed, progress=name).labels
+        legal = fall_back(part.task, test.examples, labels, part.data.train_labels)
+        rows = [(example.idx, label) for example, label in zip(test.examples, legal, strict=True)]
+        for file in test.files:
+            write(file.name, render(file, rows))
+            metrics[f"submission/{file.name}/rows"] = len(rows)
+            metrics[f"submission/{file.name}/unparsable"] = sum(label is None for label in labels)
+    return metrics
+
+
+def _within_context(
+    policy: Policy, prompter: Prompter, examples: Sequence[Example], config: EvalConfig
+) -> EvalConfig:
+    """Completions no longer than the prompts leave room for.
+
+    The room was made for the examples known before the fit; here a candidate may be longer than all of those.
+    """
+    limit = config.max_new_tokens or longest_answer(prompter, examples)
+    if prompter.max_prompt_tokens is not None:
+        limit = min(limit, policy.context_length - prompter.max_prompt_tokens)
+    return replace(config, max_new_tokens=limit)
