@@ -241,6 +241,25 @@ def test_a_hub_repository(tmp_path):
     assert (task.eval_splits, task.trainable) == (("test",), False)
 
 
+def test_minus_one_on_the_hub_is_a_label_where_it_is_one(tmp_path):
+    from datasets import Dataset
+
+    (tmp_path / "data").mkdir()
+    rows = [{"text": text, "label": label} for text, label in (("a", -1), ("b", 1))]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "test.parquet"))
+    common = {
+        "source": "hub", "template": "{text}", "columns": {}, "label_column": None, "files": None,
+        "hub": {"path": "someone/tweets", "splits": {"test": "test"}},
+    }  # fmt: skip
+    for changes, labels in (
+        ({"labels": {-1: "Bad", 1: "Good"}}, [0, 1]),
+        ({"labels": {0: "Bad", 1: "Good"}}, [None, 1]),
+        ({"labels": None, "kind": "regress", "low": -1, "high": 1}, [-1.0, 1.0]),
+    ):
+        task = task_in(tmp_path, **{**common, **changes})
+        assert [e.label for e in read_split(task, "test", "hub", hub_path=tmp_path)] == labels
+
+
 # -- bad rows ------------------------------------------------------------------------------------------------
 
 

@@ -248,7 +248,8 @@ def _hub_label(names: tuple[str, ...]) -> _ToLabel:
     """For a label column with these class names (none: plain numbers, which are ids)."""
 
     def to_label(task: Task, value: Any) -> Label | None:
-        if value is None or value == -1:
+        # -1 is how `datasets` marks a missing label, unless it is a label
+        if value is None or (value == -1 and not _minus_one_is_a_label(task)):
             return None
         if task.kind is Kind.REGRESS:
             return _similarity(task, value)
@@ -262,6 +263,13 @@ def _hub_label(names: tuple[str, ...]) -> _ToLabel:
         return task.labels.index(name)
 
     return to_label
+
+
+def _minus_one_is_a_label(task: Task) -> bool:
+    if task.kind is Kind.REGRESS:
+        return task.low <= -1
+    hub = task.hub
+    return hub is not None and bool(hub.labels) and "-1" in (*hub.labels, *hub.left_out)
 
 
 def _similarity(task: Task, value: Any) -> float:
