@@ -68,10 +68,10 @@ def stub(tmp_path: Path):
     ("arguments", "says"),
     [
         (["method.max_stpes=3"], ["method.max_stpes", "Did you mean method.max_steps?"]),
-        (["task=cbb"], ["task=cbb", "Did you mean task=cb?", "copa, mnli"]),
+        (["task=cbb"], ["task=cbb", "Did you mean task=cb?", "cola, copa"]),
         (["task=rte", "seed=abc"], ["seed=abc", "a whole number"]),
         (["task=rte", "method.kl_coef=-1"], ["method.kl_coef=-1", "at least 0"]),
-        (["task=rte", "task.name=rtee"], ["'rtee'", "Did you mean 'rte'?", "boolq, cb"]),
+        (["task=rte", "task.name=rtee"], ["'rtee'", "Did you mean 'rte'?", "wnli, wsc"]),
         (["task=rte", "task.source=raw"], ["task.data_dir=DIR"]),
         (["task=ax", "method=sft"], ["task=ax", "no training split"]),
     ],

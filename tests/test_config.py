@@ -136,6 +136,10 @@ def test_the_learning_rate_follows_the_model():
         ("method.batch_size=10", "method.minibatch_size=16"),
         ("task.source=raw", "task.data_dir=DIR"),
         ("model.learning_rate=null", "model.learning_rate"),
+        ("task.record=3", "task.record"),
+        ("eval.also=mr", "a list"),
+        ("eval.source=web", "hub, raw"),
+        ("eval.limit=0", "at least 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(override, says):

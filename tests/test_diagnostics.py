@@ -60,7 +60,7 @@ def test_training_on_one_is_an_error_that_names_the_task_to_train_on(
     tmp_path: Path, task: str, owner: str, method: str
 ) -> None:
     with pytest.raises(
-        ConfigError, match=rf"task={task} has no training split.*task={owner}.*model\.adapter"
+        ConfigError, match=rf"task={task} has no training split: train on {owner} .*model\.adapter"
     ):
         run_of(tmp_path / "run", f"task={task}", f"method={method}")
 

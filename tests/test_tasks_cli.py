@@ -13,7 +13,7 @@ from nlu_ppo.tasks.__main__ import main
 def test_list_names_every_task(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == list(TASKS)
+    assert [line.split()[0] for line in lines[2:]] == [*TASKS, "example_csv"]
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if default_source(name) == "hub"])
@@ -52,13 +52,16 @@ def test_records_are_complete(task):
     assert task.eval_splits
     if task.kind is Kind.CLASSIFY:
         assert len(task.labels) == len(task.verbalizers) >= 2
-    if task.hub:
+    for splits in filter(None, [task.hub and task.hub.splits, task.raw and task.raw.files]):
+        assert set(task.eval_splits) <= set(splits)
+        assert task.trainable == ("train" in splits)
+    if task.hub and task.benchmark != "transfer":
         assert len(task.hub.revision) == 40
-        assert set(task.eval_splits) <= set(task.hub.splits)
-        assert task.trainable == ("train" in task.hub.splits)
-    if task.raw:
         assert set(task.raw.files) == set(task.hub.splits)
+    if task.raw:
         assert set(task.raw.labels.values()) == set(range(len(task.labels)))
+    if task.train_on:
+        assert TASKS[task.train_on].trainable
 
 
 def test_diagnostic_sets_ask_as_the_task_they_belong_to():

@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.record_checks import check_record
 
 
 def option(
@@ -26,15 +27,20 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     key: bool = True,
+    resolved: bool = False,
 ) -> Any:
     """A schema field with its documentation and its legal range (both ends included).
 
     Args:
         key: whether the value can change a run's result and so belongs into the run's key.
+        resolved: what the value comes to is in the key, not the value itself.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "key": key}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    metadata = {
+        "help": help, "low": low, "high": high, "choices": choices,
+        "key": key and not resolved, "resolved": resolved,
+    }  # fmt: skip
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -52,18 +58,62 @@ class LimitConfig:
 
 
 @dataclass
+class RecordHubConfig:
+    """Where on the hub a task of one's own is."""
+
+    # not in the key: the data's fingerprint names repository, configuration and revision
+    path: str | None = option(None, "repository on the hub (its contents count)", key=False)
+    config: str | None = option(None, "its configuration; null where it has one only", key=False)
+    revision: str | None = option(
+        None, "commit to pin it to; null takes the newest, and what that is may change", key=False
+    )
+    splits: dict[str, str] = option({}, "split -> the repository's name of it; several joined by +")
+
+
+@dataclass
+class RecordConfig:
+    """A task of one's own, described in the YAML file of its choice. docs/own_data.md tells how."""
+
+    kind: str = option(
+        "classify",
+        "answers are labels, numbers, or one of the candidates that an example lists",
+        choices=("classify", "regress", "choose"),
+    )
+    instruction: str = option(MISSING, "what all prompts of the task begin with")
+    template: str = option(MISSING, "the rest of a prompt, with a {slot} for every column that it shows")
+    labels: dict[Any, Any] = option(
+        {}, "kind=classify: label as the data write it -> answer word; null leaves such rows out"
+    )
+    label_column: str = option("label", "column that holds the right answer")
+    columns: dict[str, str] = option({}, "slot -> column, where these differ in name")
+    candidates: str | None = option(None, "kind=choose: the slot that lists the candidates")
+    low: float = option(0.0, "kind=regress: the smallest answer")
+    high: float = option(5.0, "kind=regress: the largest answer")
+    metrics: list[str] = option(
+        [], "what the score is the mean of; empty: accuracy, pearson and spearman, or em, by kind"
+    )
+    files: dict[str, str] = option(
+        {},
+        "with source=raw: split -> .csv, .tsv, .jsonl or .parquet file (its contents count)",
+        key=False,
+    )
+    hub: RecordHubConfig = field(default_factory=RecordHubConfig)
+    eval_splits: list[str] = option([], "splits to evaluate on; empty: validation, or else test")
+
+
+@dataclass
 class TaskConfig:
     """Which task, and where its examples come from."""
 
-    name: str = option(MISSING, "name of a task record in nlu_ppo.tasks")
+    name: str = option(MISSING, "name of a task record in nlu_ppo.tasks, or with task.record a new one")
     source: str = option(
         "hub",
-        "where examples come from: the hub, the benchmark's raw files, or (toy tasks) a generator",
+        "where examples come from: the hub, files as the benchmark has them, or (toy tasks) a generator",
         choices=("hub", "raw", "generated"),
     )
     data_dir: str | None = option(
         None,
-        "with source=raw: the folder that holds glue/, superglue/ or squad/ (its contents count, not its name)",
+        "with source=raw: the folder that holds glue/, superglue/, squad/, ood/ (its contents count, not its name)",
         key=False,
     )
     hub_path: str | None = option(
@@ -86,6 +136,9 @@ class TaskConfig:
     )
     mixing_temperature: float = option(2.0, "of a group, with mixing=temperature: 1 is proportional", low=1)
     limit: LimitConfig = field(default_factory=LimitConfig)
+    record: RecordConfig | None = option(
+        None, "a task of your own, described by the keys below", resolved=True
+    )
 
 
 @dataclass
@@ -276,6 +329,23 @@ class EvalConfig:
     )
     bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
     batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
+    also: list[str] = option(
+        [],
+        "further tasks to evaluate the model on, by name, or by the path of a task's YAML file",
+        resolved=True,
+    )
+    source: str | None = option(
+        None,
+        "where these come from; null takes each task's own source",
+        choices=("hub", "raw"),
+        resolved=True,
+    )
+    data_dir: str | None = option(
+        None,
+        "folder of those read from raw files (its contents count); null takes each task's own",
+        key=False,
+    )
+    limit: int | None = option(None, "use at most this many examples per split of each", low=1, resolved=True)
     # key=False: the text itself counts, and its window and stride where there is a text
     perplexity: str | None = option(
         None,
@@ -364,7 +434,7 @@ def _missing(node: Any, names: Iterable[str], prefix: str = "") -> Iterator[str]
     """Dotted keys that still are `???`. What is made of them by interpolation is not counted again."""
     for name in names:
         child = node._get_node(name)
-        if isinstance(child, DictConfig):
+        if isinstance(child, DictConfig) and not child._is_none():
             yield from _missing(child, [str(key) for key in child], f"{prefix}{name}.")
         elif child is not None and child._value() == "???":
             yield prefix + name
@@ -387,7 +457,26 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[A
 
 def check(config: Config) -> None:
     """Checks every value against the range and the choices of its field, and what spans several fields."""
-    for key, item, value in walk(config):
+    check_ranges(config)
+    method = config.method
+    if isinstance(method, PPOConfig) and method.batch_size % method.minibatch_size:
+        raise ConfigError(
+            f"method.batch_size={method.batch_size} is no multiple of "
+            f"method.minibatch_size={method.minibatch_size}"
+        )
+    check_task(config.task)
+    reading = config.eval
+    if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
+        raise ConfigError(
+            f"eval.perplexity_stride={reading.perplexity_stride} is more than "
+            f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
+            f"left out"
+        )
+
+
+def check_ranges(node: Any, prefix: str = "") -> None:
+    """Checks every value below `node` against the range and the choices of its field."""
+    for key, item, value in walk(node, prefix):
         if value is None:
             continue
         low, high = item.metadata.get("low"), item.metadata.get("high")
@@ -400,22 +489,15 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}={value} is out of range: it must be at least {low:g}")
         if high is not None and value > high:
             raise ConfigError(f"{key}={value} is out of range: it must be at most {high:g}")
-    method = config.method
-    if isinstance(method, PPOConfig) and method.batch_size % method.minibatch_size:
-        raise ConfigError(
-            f"method.batch_size={method.batch_size} is no multiple of "
-            f"method.minibatch_size={method.minibatch_size}"
-        )
-    if config.task.source == "raw" and config.task.data_dir is None:
+
+
+def check_task(task: TaskConfig) -> None:
+    """Checks what spans several keys of a task."""
+    if task.record is not None:
+        check_record(task.name, task.record, task.source)
+    elif task.source == "raw" and task.data_dir is None:
         raise ConfigError(
             "task.source=raw needs task.data_dir=DIR, the folder that holds glue/, superglue/ or squad/"
-        )
-    reading = config.eval
-    if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
-        raise ConfigError(
-            f"eval.perplexity_stride={reading.perplexity_stride} is more than "
-            f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
-            f"left out"
         )
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from nlu_ppo.config import METHOD_SCHEMAS, Config, walk
+from nlu_ppo.config import METHOD_SCHEMAS, Config, RecordConfig, walk
 from nlu_ppo.errors import UserError
 
 PACKAGE = Path(__file__).parent
@@ -27,6 +27,9 @@ WANTED = {
     "float": "a number",
     "bool": "true or false",
     "list[str]": "a list such as [a,b]",
+    "dict[str, str]": "a mapping such as {a: b}",
+    "dict[Any, Any]": "a mapping such as {a: b}",
+    "RecordConfig": "a mapping of the keys of task.record",
 }
 
 
@@ -143,8 +146,9 @@ def _did_you_mean(wrong: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def all_fields() -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """(Dotted key, field, default) of every leaf of the schema, with the keys of every method."""
+    """(Dotted key, field, default) of every leaf of the schema, every method's and a task record's among them."""
     yield from walk(Config())
+    yield from walk(RecordConfig(), "task.record.")
     for schema in METHOD_SCHEMAS.values():
         yield from walk(schema(), "method.")
 

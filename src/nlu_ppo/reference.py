@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nlu_ppo.choices import CONF, STUDIES, Choice, default_choices, read_groups
-from nlu_ppo.config import METHOD_SCHEMAS, Config, MethodConfig, TrainingConfig, walk
+from nlu_ppo.config import (
+    METHOD_SCHEMAS,
+    Config,
+    MethodConfig,
+    RecordConfig,
+    TaskConfig,
+    TrainingConfig,
+    walk,
+)
 from nlu_ppo.markdown import prose, table
 from nlu_ppo.tasks import TASKS
 from nlu_ppo.tasks.page import BENCHMARKS
@@ -79,6 +87,8 @@ def _group_section(name: str, choices: list[Choice], default: str) -> Iterator[s
     else:
         yield f"{_first_line(schema)}\n"
         yield _keys_table(walk(schema(), f"{name}."))
+        if schema is TaskConfig:
+            yield from _record_keys()
     yield _choices_table(choices, default)
 
 
@@ -95,6 +105,11 @@ def _method_keys() -> Iterator[str]:
         yield f"### Keys of {name}\n\n{_first_line(schema)}\n"
         if leaves:
             yield _keys_table(leaves)
+
+
+def _record_keys() -> Iterator[str]:
+    yield f"### Keys of task.record\n\n{_first_line(RecordConfig)}\n"
+    yield _keys_table(walk(RecordConfig(), "task.record."))
 
 
 def _first_line(schema: type) -> str:
@@ -123,7 +138,7 @@ def _choices_table(choices: list[Choice], default: str | None) -> str:
     rows = [
         (
             f"`{choice.name}`" + (" (default)" if choice.name == default else ""),
-            prose(choice.about or _about_task(choice)),
+            prose(" ".join(filter(None, (_about_task(choice), choice.about)))),
             ", ".join(f"`{key}={_yaml(value)}`" for key, value in _flat(choice.values)),
         )
         for choice in choices
@@ -132,7 +147,7 @@ def _choices_table(choices: list[Choice], default: str | None) -> str:
 
 
 def _about_task(choice: Choice) -> str:
-    """A task's record says what it is; its YAML file need not repeat that."""
+    """A task's record says what it is; its YAML file need not repeat that, but may add to it."""
     if choice.group != "task" or choice.name not in TASKS:
         return ""
     task = TASKS[choice.name]
@@ -169,13 +184,15 @@ def _legal(metadata: Mapping[str, Any]) -> str:
 def _counts(metadata: Mapping[str, Any]) -> str:
     if "contents count" in metadata["help"]:
         return "contents"
-    return "yes" if metadata["key"] else "no"
+    return "yes" if metadata["key"] or metadata["resolved"] else "no"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values, without the name, which is the choice's own, and without Hydra's `_target_`."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if key == "record":  # as long as a page; the file itself is the place to read it
+            yield prefix + key, "..."
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         elif prefix or not (key == "name" or key.startswith("_")):
             yield prefix + key, value
@@ -184,6 +201,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _yaml(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return f"[{','.join(map(_yaml, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value).replace(MISSING, "...")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from nlu_ppo.evaluation import Evaluation
+from nlu_ppo.evaluation import Evaluation, evaluate, majority_score
+from nlu_ppo.methods.setting import Part, Setting
 from nlu_ppo.tasks.averages import GLUE_TASKS, bert_paper_average, glue_average
 from nlu_ppo.tasks.record import Task
 
@@ -24,17 +25,44 @@ class Outcome:
     majority: float | None
 
 
-def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def evaluate_part(part: Part, setting: Setting) -> Iterator[Outcome]:
+    """Evaluates a setting's policy on every split of one task."""
+    config = setting.config
+    named = len(setting.parts) > 1 or part is not setting.parts[0]
+    for split, examples in part.data.evaluation.items():
+        label = f"{part.task.name} {split}" if named else split
+        found = evaluate(setting.policy, part.prompter, examples, config.eval, config.seed, progress=label)
+        majority = majority_score(part.task, part.data.train_labels, examples)
+        yield Outcome(part.task, split, found, majority)
+
+
+def prediction_lines(outcomes: Sequence[Outcome], others: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+    """The lines of predictions.jsonl. They name their task where there are several; `also` marks `others`."""
+    several = len({outcome.task.name for outcome in outcomes}) > 1
+    for outcome in outcomes:
+        named = {"task": outcome.task.name} if several else {}
+        yield from ({**named, **line} for line in outcome.evaluation.predictions)
+    for outcome in others:
+        yield from (
+            {"task": outcome.task.name, "also": True, **line} for line in outcome.evaluation.predictions
+        )
+
+
+def summarize(outcomes: Sequence[Outcome], others: Sequence[Outcome] = ()) -> dict[str, Any]:
     """The headline and all metrics of a run.
 
     Of one task, its first split is the headline and further splits' metrics go by `<split>/<metric>`. Of
     several, metrics go by `<task>/<metric>`, and the headline is the mean over tasks (for the whole of GLUE
     or SuperGLUE that is the leaderboard's average: a task with two splits or two metrics counts once).
+
+    Args:
+        others: of the tasks in `eval.also`: their metrics go by `<task>/<metric>` and change nothing else.
     """
     tasks = {outcome.task.name: outcome.task for outcome in outcomes}
     summary = _one_task(outcomes) if len(tasks) == 1 else _several_tasks(outcomes, list(tasks))
     return {
         **summary,
+        "metrics": summary["metrics"] | _metrics_beside(others),
         "unparsable": sum(o.evaluation.unparsable for o in _counted(outcomes)),
         "shortened": sum(o.evaluation.shortened for o in _counted(outcomes)),
         "n": sum(o.evaluation.n for o in _counted(outcomes)),
@@ -77,6 +105,28 @@ def _several_tasks(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> dict[st
         "likelihood_score": _mean_over(by_task, lambda o: o.evaluation.likelihood),
         "majority": _mean_over(by_task, lambda o: o.majority),
     }
+
+
+def _metrics_beside(others: Sequence[Outcome]) -> dict[str, float]:
+    """Metrics, as fractions, with what a score needs beside it, which the headline has elsewhere."""
+    metrics: dict[str, float] = {}
+    seen: set[str] = set()
+    for outcome in others:
+        name, found = outcome.task.name, outcome.evaluation
+        prefix = f"{name}/{outcome.split}" if name in seen else name
+        seen.add(name)
+        values = {
+            **found.metrics,
+            "ci95_low": found.interval[0] / 100,
+            "ci95_high": found.interval[1] / 100,
+            "n": found.n,
+            "unparsable": found.unparsable,
+            "shortened": found.shortened,
+        }
+        if outcome.majority is not None:
+            values["majority"] = outcome.majority / 100
+        metrics |= {f"{prefix}/{key}": value for key, value in values.items()}
+    return metrics
 
 
 def _averages(by_task: Mapping[str, Sequence[Outcome]]) -> dict[str, float]:

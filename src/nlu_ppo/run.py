@@ -28,6 +28,7 @@ from nlu_ppo.config import (
     key_fields,
 )
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks import Task, tasks_of
@@ -94,7 +95,10 @@ def identity(config: Config) -> dict[str, Any]:
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
-    parts["eval"] = _eval_identity(config.eval, tasks)
+    further = further_tasks(config)
+    parts["eval"] = _eval_identity(config.eval, [*tasks, *(task for task, _ in further)])
+    if further:
+        parts["also"] = further_identity(further)
     if config.eval.submission:
         parts["submission"] = submission_fingerprint(tasks, config.task)
     if trains:
@@ -109,7 +113,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> dict[str, Any]:
     """The task's settings. Those of a group count only for a group, and mixing only for training on one."""
-    parts = key_fields(config) | {"members": [task.name for task in tasks]}
+    parts = key_fields(config) | record_identity(config) | {"members": [task.name for task in tasks]}
     if len(tasks) == 1 or not trains:
         parts.pop("mixing")
     if parts.get("mixing") != "temperature":
@@ -176,15 +180,19 @@ def build_run(config: Config, folder: Path) -> Run:
         if config.eval.submission:
             check_submission(task)
         if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
-            owner = task.train_on or "another task"
-            raise ConfigError(
-                f"task={task.name} has no training split, so method={config.method.name} can't be used: train "
-                f"with task={owner}, then evaluate with task={task.name} method=zero_shot "
-                f"model.adapter=<folder of that run>/adapter"
-            )
+            raise ConfigError(_no_training_split(task))
         if isinstance(config.method, PPOConfig):
             get_reward(config.reward, task)
+    further_tasks(config)
     return Run(config, run_key(config), folder)
+
+
+def _no_training_split(task: Task) -> str:
+    return (
+        f"task={task.name} has no training split: train on {task.train_on or 'another task'} "
+        f"(task={task.train_on or 'OTHER'} eval.also=[{task.name}]), or evaluate it with method=zero_shot, of "
+        f"a trained model with model.adapter=<folder of its run>/adapter"
+    )
 
 
 # -- life cycle ----------------------------------------------------------------------------------------------
@@ -257,22 +265,22 @@ def execute(run: Run) -> dict[str, Any]:
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
     from nlu_ppo.answering import answer_submission
-    from nlu_ppo.evaluation import evaluate, majority_score
     from nlu_ppo.inference import perplexity
     from nlu_ppo.methods import METHODS, Part, Setting
     from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
-    from nlu_ppo.results import Outcome, summarize
+    from nlu_ppo.results import evaluate_part, prediction_lines, summarize
     from nlu_ppo.tasks.splits import load_tasks
     from nlu_ppo.tasks.submission_sets import load_submission
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
     scratch = Path(config.outputs) / CACHE
-    tasks = load_tasks(config.task, scratch)
-    skipped = _skipped_rows(tasks)
+    # the further sets too, so that a missing file ends the run before anything is trained
+    tasks, beside = load_tasks(config.task, scratch), load_further(config, scratch)
+    skipped = _skipped_rows(tasks, beside)
     submission = (
         load_submission([data.task for data in tasks], config.task, scratch)
         if config.eval.submission
@@ -281,10 +289,16 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     lora = config.lora if run.trains else None
     policy = load_policy(config.model, lora, config.seed, config.device)
     cache = PromptCache(scratch / "prompts")
-    parts = tuple(
-        Part(data, Prompter(data.task, policy.tokenizer, config.model.layout, cache=cache)) for data in tasks
+    parts, further = (
+        tuple(
+            Part(data, Prompter(data.task, policy.tokenizer, config.model.layout, cache=cache))
+            for data in group
+        )
+        for group in (tasks, beside)
     )
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
+    for part in further:
+        part.leave_room_for_answers(policy, config.eval)
     reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     clock.lap("load")
 
@@ -293,26 +307,17 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         save_adapter(policy, folder.adapter)
     clock.lap("fit")
 
-    outcomes = []
-    for part in setting.parts:
-        for split, examples in part.data.evaluation.items():
-            label = split if len(setting.parts) == 1 else f"{part.task.name} {split}"
-            found = evaluate(policy, part.prompter, examples, config.eval, config.seed, progress=label)
-            majority = majority_score(part.task, part.data.train_labels, examples)
-            outcomes.append(Outcome(part.task, split, found, majority))
+    outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
+    others = [outcome for part in further for outcome in evaluate_part(part, setting)]
     clock.lap("evaluate")
-    folder.write_predictions(
-        {**({"task": o.task.name} if len(setting.parts) > 1 else {}), **line}
-        for o in outcomes
-        for line in o.evaluation.predictions
-    )
+    folder.write_predictions(prediction_lines(outcomes, others))
     read = None
     if reading is not None:
         read = perplexity.measure(
             policy, reading, batch_size=config.eval.batch_size, progress=f"perplexity, {reading.name}"
         )
         clock.lap("perplexity")
-    summary = summarize(outcomes)
+    summary = summarize(outcomes, others)
     if submission:
         summary["metrics"] |= answer_submission(setting, submission, folder.write_submission)
         summary["submission_missing"] = submission.missing
@@ -336,15 +341,16 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     return result
 
 
-def _skipped_rows(tasks: Sequence[TaskData]) -> dict[str, int]:
-    """How many rows of each split were left out; of several tasks, by `<task>/<split>`.
+def _skipped_rows(tasks: Sequence[TaskData], beside: Sequence[TaskData]) -> dict[str, int]:
+    """How many rows of each split were left out; of several tasks and further ones, by `<task>/<split>`.
 
     They are said on the console too: a score on fewer examples is another score.
     """
     counts = {}
-    for data in tasks:
+    for data in (*tasks, *beside):
         for split, rows in data.bad_rows.items():
-            counts[split if len(tasks) == 1 else f"{data.task.name}/{split}"] = len(rows)
+            alone = len(tasks) == 1 and data is tasks[0]
+            counts[split if alone else f"{data.task.name}/{split}"] = len(rows)
             if rows:
                 print(f"task {data.task.name}, split {split}: skipped {len(rows)} bad rows; first: {rows[0]}")
     return counts

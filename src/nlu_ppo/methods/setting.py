@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nlu_ppo.config import Config, EvalConfig, TrainingConfig
-from nlu_ppo.errors import DataError, ModelError
+from nlu_ppo.errors import DataError
 from nlu_ppo.evaluation import evaluate, longest_answer
 from nlu_ppo.methods import mixing
 from nlu_ppo.models.policy import Policy
@@ -43,6 +43,15 @@ class Part:
         """Tokens that the longest legal completion of any example takes."""
         splits = (*self.data.evaluation.values(), self.data.train, self.data.selection)
         return max(longest_answer(self.prompter, split) for split in splits if split)
+
+    def leave_room_for_answers(self, policy: Policy, config: EvalConfig) -> None:
+        """Shortens prompts so that the completion fits into the model's context; for tasks only evaluated on.
+
+        Raises:
+            ModelError: the context has no room for any prompt.
+        """
+        needed = config.max_new_tokens or self.longest_answer
+        self.prompter.max_prompt_tokens = policy.room_for_prompts(needed)
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,7 @@ class Setting:
         Raises:
             ModelError: the context has no room for any prompt.
         """
-        room = self.policy.context_length - self.completion_limit
-        if room < 1:
-            raise ModelError(
-                f"the model's context of {self.policy.context_length} tokens has no room for answers of "
-                f"{self.completion_limit} tokens"
-            )
+        room = self.policy.room_for_prompts(self.completion_limit)
         for part in self.parts:
             part.prompter.max_prompt_tokens = room
         return self

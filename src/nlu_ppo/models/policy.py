@@ -62,6 +62,19 @@ class Policy:
     def has_adapter(self) -> bool:
         return isinstance(self.model, PeftModel)
 
+    def room_for_prompts(self, answer: int) -> int:
+        """Tokens that the context leaves for a prompt beside an answer of `answer` tokens.
+
+        Raises:
+            ModelError: it leaves none.
+        """
+        room = self.context_length - answer
+        if room < 1:
+            raise ModelError(
+                f"the model's context of {self.context_length} tokens has no room for answers of {answer} tokens"
+            )
+        return room
+
     # -- forward ------------------------------------------------------------------------------------------
 
     def hidden(

@@ -94,10 +94,13 @@ def _answers(run: Run) -> dict[str, _Answer]:
     """Graded answers by example id; examples without a grade (regression) are left out."""
     answers = {}
     for row in read_jsonl(run.folder / "predictions.jsonl"):
+        if row.get("also"):  # of a set beyond the run's own, whose ids may be the same
+            continue
         correct = row.get("correct")
         if "id" in row and isinstance(correct, (bool, int, float)):
             group = row.get("group")
-            answers[str(row["id"])] = _Answer(
+            # tasks of a group number their examples alike
+            answers[f"{row.get('task', '')}/{row['id']}"] = _Answer(
                 float(correct), None if group is None else _canonical(group), _canonical(row.get("reference"))
             )
     return answers

@@ -33,9 +33,22 @@ def before_and_after(folder: Path, result: Mapping[str, Any]) -> str:
         lines.append(f"  perplexity     {found['value']:6.1f}   {read}")
     if result.get("shortened"):
         lines.append(f"  shortened      {result['shortened']:6d}   prompts lost the end of a text to fit")
+    lines += _further(result["metrics"])
     lines += _submission(result)
     lines.append(f"  run folder     {folder}")
     return "\n".join(lines)
+
+
+def _further(metrics: Mapping[str, float]) -> list[str]:
+    """A line for every split of the tasks in `eval.also`."""
+    names = [key.removesuffix("/ci95_low") for key in metrics if key.endswith("/ci95_low")]
+    width = max([13, *map(len, names)])
+    return [
+        f"  {name:<{width}}  {100 * metrics[f'{name}/score']:6.1f}   "
+        f"95% interval {100 * metrics[f'{name}/ci95_low']:.1f} to {100 * metrics[f'{name}/ci95_high']:.1f}, "
+        f"n={metrics[f'{name}/n']:.0f}"
+        for name in names
+    ]
 
 
 def _submission(result: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,10 @@ from typing import Any
 from nlu_ppo.errors import DataError, UserError
 from nlu_ppo.prompting import Prompter, common_prefix_length
 from nlu_ppo.tasks import TASKS, Example, Kind, Task, get_task, read_split, submission_zip
-from nlu_ppo.tasks.record import CLOSE
+from nlu_ppo.tasks.own import own_task_files
+from nlu_ppo.tasks.readers import sources
+from nlu_ppo.tasks.record import CLOSE, OWN
+from nlu_ppo.tasks.registry import task_config
 from nlu_ppo.tasks.text_table import aligned
 
 _SAMPLE = 32  # examples from which the shared part of the prompts is measured
@@ -28,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="a table of all tasks")
     show = commands.add_parser("show", help="a task's prompt, and how a tokenizer cuts it")
-    show.add_argument("task")
-    show.add_argument("--data-dir", help="take the example from the benchmark's files in this folder")
+    show.add_argument("task", help="a name, or the path of a YAML file that describes a task")
+    show.add_argument("--data-dir", help="take the example from the task's files in this folder")
     show.add_argument("--hub", action="store_true", help="take the example from the hub")
     show.add_argument("--split", help="split of the example (default: the first one evaluated on)")
     show.add_argument("--row", type=int, default=0, help="number of the example, from 0")
@@ -48,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _table(_: Any) -> str:
-    rows = [("task", "benchmark", "answers", "metrics", "evaluated on", "trainable", "hub")]
-    for task in TASKS.values():
+    rows = [("task", "benchmark", "answers", "metrics", "evaluated on", "trainable", "from")]
+    for task in [*TASKS.values(), *(get_task(name) for name in own_task_files())]:
         rows.append(
             (
                 task.name,
@@ -58,10 +61,14 @@ def _table(_: Any) -> str:
                 ", ".join(task.metrics),
                 ", ".join(task.eval_splits),
                 "yes" if task.trainable else "no",
-                f"{task.hub.path} {task.hub.config}" if task.hub else "generated",
+                f"{task.hub.path} {task.hub.config}" if task.hub else _files(task),
             )
         )
     return aligned(rows)
+
+
+def _files(task: Task) -> str:
+    return ", ".join(files[0] for files in task.raw.files.values()) if task.raw else "generated"
 
 
 def _answers(task: Task) -> str:
@@ -94,8 +101,11 @@ def _load(task: Task, options: Any) -> list[Example]:
     count = max(_SAMPLE, options.row + 1)
     if options.data_dir:
         return list(islice(read_split(task, split, "raw", options.data_dir), count))
-    if options.hub or task.hub is None:
-        return list(islice(read_split(task, split), count))
+    if options.hub:
+        return list(islice(read_split(task, split, "hub"), count))
+    if task.benchmark == OWN or sources(task) == ["generated"]:
+        own = task_config(options.task)
+        return list(islice(read_split(task, split, own.source, own.data_dir, hub_path=own.hub_path), count))
     names = [name for _, name, _, _ in Formatter().parse(task.template) if name]
     return [Example("(placeholder; see --data-dir and --hub)", {name: f"<{name}>" for name in names}, None)]
 

@@ -24,8 +24,8 @@ _NLI = {"entailment": 0, "neutral": 1, "contradiction": 2}
 _COLA_FILE = ("source", "label", "mark", "sentence")  # train and dev have no header line
 
 
-def _glue(config: str, splits: Mapping[str, str] | None = None) -> HubSource:
-    return HubSource(_GLUE[0], config, _GLUE[1], splits or {s: s for s in _THREE})
+def _glue(config: str, splits: Mapping[str, str] | None = None, left_out: tuple[str, ...] = ()) -> HubSource:
+    return HubSource(_GLUE[0], config, _GLUE[1], splits or {s: s for s in _THREE}, left_out=left_out)
 
 
 def _superglue(config: str, splits: tuple[str, ...] = _THREE) -> HubSource:
@@ -166,6 +166,7 @@ MNLI = Task(
             "test": "test_matched",
             "test_mismatched": "test_mismatched",
         },
+        left_out=("-1",),  # no agreed label; in the test splits, none at all
     ),
     raw=RawSource(
         {
@@ -178,7 +179,7 @@ MNLI = Task(
         _NLI,
         columns=_NLI_COLUMNS,
         label_columns=("gold_label",),
-        no_gold=("-",),
+        left_out=("-",),
     ),
     sizes={
         "train": 392_702,
@@ -364,6 +365,7 @@ RECORD = Task(
     metrics=("f1", "em"),
     columns=("passage", "query", "entities"),
     fields_of=fields.record_fields,
+    candidates_of=fields.record_candidates,
     label_of=fields.record_answers,
     hub=_superglue("record"),
     raw=RawSource(_jsonl("ReCoRD"), rows=fields.record_rows),
@@ -391,6 +393,7 @@ RECORD_YESNO = Task(
     columns=("passage", "query", "candidate"),
     fields_of=fields.record_yesno_fields,
     items_of=fields.record_items,
+    candidates_of=fields.record_item_candidate,
     group_of=fields.record_group,
     judged_as=RECORD,
     train_rows=fields.one_of_each_label,

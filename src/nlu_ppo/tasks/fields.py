@@ -32,6 +32,14 @@ def boolq_fields(row: Row) -> dict[str, str]:
     return {"passage": row["passage"].strip(), "question": question + ("" if question.endswith("?") else "?")}
 
 
+# -- film reviews -------------------------------------------------------------------------------------------
+
+
+def imdb_fields(row: Row) -> dict[str, str]:
+    """Takes the line breaks of the web page out of the review."""
+    return {"text": _squeeze(_BREAKS.sub(" ", row["text"]))}
+
+
 # -- WiC ----------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +204,10 @@ def record_items(row: Row) -> Iterator[Row]:
     for number, entity in enumerate(ordered):
         item = {**row, "candidate": entity, "idx": {**row["idx"], "candidate": number}}
         yield item if answers is None else {**item, "label": int(entity in answers)}
+
+
+def record_item_candidate(row: Row) -> tuple[str, ...]:
+    return (row["candidate"],)
 
 
 def record_yesno_fields(row: Row) -> dict[str, str]:

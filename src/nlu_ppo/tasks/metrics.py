@@ -50,7 +50,7 @@ def score(
     references: Sequence[Any],
     groups: Sequence[Any] | None = None,
     *,
-    impute: float = 2.5,
+    impute: float | None = None,
 ) -> dict[str, float]:
     """The task's official metrics, as fractions, and `score`, their mean (or the task's `score_metric`).
 
@@ -58,7 +58,7 @@ def score(
         predictions: class ids, numbers or answer strings, as the task has them; `None` = unparsable.
         references: gold labels; for ReCoRD (in both framings) and SQuAD the accepted answers of each question.
         groups: MultiRC: the question of each answer; AX-g: the pair of each row. Others don't need it.
-        impute: what stands in for an unparsable number (STS-B).
+        impute: what stands in for an unparsable number; by default the middle of the task's scale.
 
     Returns:
         `{metric: value, ..., "score": value}`, metrics in the leaderboard's order, 0..1 (correlations -1..1).
@@ -85,7 +85,7 @@ class Scorer:
         references: Sequence[Any],
         groups: Sequence[Any] | None = None,
         *,
-        impute: float = 2.5,
+        impute: float | None = None,
     ) -> None:
         record = get_task(task)
         self.task = record.judged_as or record
@@ -108,7 +108,8 @@ class Scorer:
             self._predicted = _class_ids(name, "prediction", predictions, classes)
         elif self.task.kind is Kind.REGRESS:
             self._gold = _numbers(name, "reference", references, None)
-            self._predicted = _numbers(name, "prediction", predictions, impute)
+            middle = (self.task.low + self.task.high) / 2
+            self._predicted = _numbers(name, "prediction", predictions, middle if impute is None else impute)
         else:
             pairs = [_overlap(name, *row) for row in zip(predictions, references, strict=True)]
             self._values = {"f1": np.array([f1 for f1, _ in pairs]), "em": np.array([em for _, em in pairs])}

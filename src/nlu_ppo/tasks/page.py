@@ -9,7 +9,13 @@ from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import OPEN, Kind, Task
 from nlu_ppo.tasks.registry import TASK_GROUPS, TASKS
 
-BENCHMARKS = {"glue": "GLUE", "super_glue": "SuperGLUE", "squad": "SQuAD", "toy": "generated"}
+BENCHMARKS = {
+    "glue": "GLUE",
+    "super_glue": "SuperGLUE",
+    "squad": "SQuAD",
+    "transfer": "Transfer set",
+    "toy": "generated",
+}
 METRICS = {
     "accuracy": "accuracy",
     "em": "exact match",
@@ -28,9 +34,10 @@ INTRODUCTION = f"""\
 
 <!-- Written by `make docs` from the records in src/nlu_ppo/tasks/: edit those, not this page. -->
 
-`task=NAME` chooses one. All are put as short texts that the model continues; a record says how, and prompt,
-gold answer, reward and metric all come from it. `python -m nlu_ppo.tasks show NAME` prints a whole prompt, with
-`--data-dir` or `--hub` one of a real example, and with `--model` its tokens.
+`task=NAME` chooses one; one of your own is [a YAML file](own_data.md). All are put as short texts that the
+model continues; a record says how, and prompt, gold answer, reward and metric all come from it.
+`python -m nlu_ppo.tasks show NAME` prints a whole prompt, with `--data-dir` or `--hub` one of a real example,
+and with `--model` its tokens.
 
 The score of a task is the mean of its metrics, unless it says otherwise. Sizes are those of the release, as the
 hub serves it; a run takes fewer with `task.limit.train` and `task.limit.eval`. Examples come from the hub, or
@@ -104,7 +111,10 @@ def _facts(task: Task) -> Iterator[tuple[str, str]]:
     if not task.trainable:
         yield "Trained on", f"nothing; evaluate a model trained with `task={task.train_on}`"
     if task.hub:
-        yield "Hub", f"`{task.hub.path}`, `{task.hub.config}`, revision `{task.hub.revision[:12]}`"
+        config = f", `{task.hub.config}`" if task.hub.config else ""
+        name = task.hub.revision and task.hub.revision[: 12 if len(task.hub.revision) == 40 else None]
+        revision = f", revision `{name}`" if name else ", newest revision"
+        yield "Hub", f"`{task.hub.path}`{config}{revision}"
     if task.raw:
         files = dict.fromkeys(path for paths in task.raw.files.values() for path in paths)
         yield "Files", ", ".join(f"`{path}`" for path in [*files, *(task.raw.shared_file or ())])

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nlu_ppo.errors import ConfigError, DataError
-from nlu_ppo.tasks.fields import record_answers, record_candidates
+from nlu_ppo.tasks.fields import record_answers
 from nlu_ppo.tasks.rawfiles import Located, locate, raw_rows
-from nlu_ppo.tasks.record import Example, Kind, Label, Row, RowError, Task
+from nlu_ppo.tasks.record import OWN, Example, Kind, Label, Row, RowError, Source, Task
 from nlu_ppo.tasks.registry import get_task
 
 SOURCES = ("hub", "raw", "generated")
@@ -49,7 +49,7 @@ def read_split(
     Args:
         split: "train", "validation", "test"; MNLI also has "validation_mismatched" and "test_mismatched".
         source: "hub", "raw" (files below `data_dir`, as the benchmarks release them) or "generated" (toys).
-            By default the hub, for generated tasks their generator.
+            By default the hub, or what there is where a task isn't on the hub.
         on_bad_row: "error" stops at the first row that can't be read; "skip" leaves such rows out and counts
             them.
         hub_path: takes the place of the hub's repository: another id, or a folder with its parquet files.
@@ -69,7 +69,7 @@ def read_split(
         return _generated(record, split)
     to_label: _ToLabel
     if source == "raw":
-        if data_dir is None:
+        if data_dir is None and not (record.raw and record.raw.root):
             raise DataError(
                 f"task {record.name}: task.source=raw needs task.data_dir=DIR, a folder that holds the "
                 f"benchmark's own files, such as {_first_file(record)}"
@@ -88,11 +88,17 @@ def read_split(
 
 
 def default_source(task: str | Task) -> str:
-    """Where a task's data come from unless the user says otherwise: "hub" or "generated"."""
-    return "hub" if get_task(task).hub else "generated"
+    """Where a task's data come from unless the user says otherwise: "hub", "raw" or "generated"."""
+    return sources(get_task(task))[0]
 
 
-def raw_files(task: str | Task, splits: Iterable[str], data_dir: str | Path) -> list[Path]:
+def sources(task: Task) -> list[str]:
+    """The sources that a task has, the usual one first."""
+    there = [name for name, source in (("hub", task.hub), ("raw", task.raw)) if source is not None]
+    return there or ["generated"]
+
+
+def raw_files(task: str | Task, splits: Iterable[str], data_dir: str | Path | None) -> list[Path]:
     """The existing files that reading these splits from `data_dir` opens, each once, in order."""
     record = get_task(task)
     files: dict[Path, None] = {}
@@ -196,15 +202,13 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
     idx = _index(row[task.index_column]) if task.index_column == "idx" else str(row[task.index_column])
     label = task.label_of(row) if task.label_of else to_label(task, row.get("label"))
     if label is None and not split.startswith("test"):
-        if task.raw and task.raw.no_gold:
+        if task.hub and str(row.get("label")) in task.hub.left_out:
             raise _LeftOutError
         raise RowError(f"no label, but split {split!r} is a labelled one")
     try:
         fields = task.fields_of(row) if task.fields_of else {c: row[c].strip() for c in task.columns}
-        candidates = record_candidates(row) if task.kind is Kind.CHOOSE else ()
-        accepted: tuple[str, ...] = ()
-        if task.judged_as:
-            candidates, accepted = (row["candidate"],), record_answers(row) or ()
+        candidates = task.candidates_of(row) if task.candidates_of else ()
+        accepted = (record_answers(row) or ()) if task.judged_as else ()
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise (
             error if isinstance(error, RowError) else RowError(f"a column of the wrong type ({error})")
@@ -245,26 +249,39 @@ def _raw_label(task: Task, value: Any) -> Label | None:
     assert task.raw is not None  # rows came out of its files
     if value is None:
         return None
-    if task.kind is Kind.REGRESS:
-        return _similarity(task, value)
-    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-    if text in task.raw.no_gold:
-        return None
-    known = task.raw.labels
-    label = known.get(text, known.get(text.lower()))
-    if label is None:
-        raise RowError(f"unknown label {value!r}; legal are {', '.join(known)}")
-    return label
+    return _similarity(task, value) if task.kind is Kind.REGRESS else _class(task, task.raw, value)
+
+
+def _class(task: Task, source: Source, value: Any) -> int:
+    """The id of a label as written; in other case only where the record has it in lower case."""
+    if isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, float) and value.is_integer():  # whole numbers beside missing ones
+        text = str(int(value))
+    else:
+        text = str(value).strip()
+    for written in (text, text.lower()):
+        if written in source.left_out:
+            raise _LeftOutError
+        if written in source.labels:
+            return source.labels[written]
+    legal = ", ".join([*source.labels, *source.left_out])
+    advice = ". If the label is right, give it a word in task.record.labels" * (task.benchmark == OWN)
+    raise RowError(f"unknown label {value!r}; legal are {legal}{advice}")
 
 
 def _hub_label(names: tuple[str, ...]) -> _ToLabel:
     """For a label column with these class names (none: plain numbers, which are ids)."""
 
     def to_label(task: Task, value: Any) -> Label | None:
-        if value is None or value == -1:
+        # -1 is how `datasets` marks a missing label, unless it is a label
+        if value is None or (value == -1 and not _minus_one_is_a_label(task)):
             return None
         if task.kind is Kind.REGRESS:
             return _similarity(task, value)
+        if task.hub and task.hub.labels:
+            known_id = names and isinstance(value, int) and 0 <= value < len(names)
+            return _class(task, task.hub, names[value] if known_id else value)
         legal = names or task.labels
         name = value if isinstance(value, str) else legal[value] if 0 <= value < len(legal) else None
         if name not in task.labels:
@@ -272,6 +289,13 @@ def _hub_label(names: tuple[str, ...]) -> _ToLabel:
         return task.labels.index(name)
 
     return to_label
+
+
+def _minus_one_is_a_label(task: Task) -> bool:
+    if task.kind is Kind.REGRESS:
+        return task.low <= -1
+    hub = task.hub
+    return hub is not None and bool(hub.labels) and "-1" in (*hub.labels, *hub.left_out)
 
 
 def _similarity(task: Task, value: Any) -> float:

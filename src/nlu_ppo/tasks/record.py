@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 # int: a class id in the hub's order; float: a similarity; str: an answer in words; tuple of str: all gold ones.
@@ -15,6 +16,8 @@ Row = Mapping[str, Any]
 
 # The slot of an answer: prompts end in the open tag, completions in the closing one.
 OPEN, CLOSE = "<Judgement>", "</Judgement>"
+
+OWN = "own"  # `Task.benchmark` of a task that a user described in YAML
 
 
 class RowError(ValueError):
@@ -72,12 +75,29 @@ def accepted_answers(label: Label | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where `datasets` finds the task: parquet-only repositories, pinned by revision."""
+    """Where `datasets` finds the task, and how its rows are written.
+
+    Attributes:
+        config: the repository's configuration; empty where it has but one.
+        revision: the commit that the task is pinned to; `None` takes the newest, which may change.
+        splits: ours ("train", "validation", "test") -> the hub's, several of which may be joined by "+".
+        labels: label as written (a class name, or a value as text) -> id; empty where the hub's class names
+            are the task's own.
+        columns: our column -> names that it has on the hub, where these differ.
+        label_columns: names of the label's column.
+        left_out: labels whose rows the task leaves out.
+        numbered: rows have no `idx`; their place in the split stands for it.
+    """
 
     path: str
     config: str
-    revision: str
-    splits: Mapping[str, str]  # ours ("train", "validation", "test") -> the hub's
+    revision: str | None
+    splits: Mapping[str, str]
+    labels: Mapping[str, int] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    label_columns: tuple[str, ...] = ("label",)
+    left_out: tuple[str, ...] = ()
+    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,8 @@ class RawSource:
 
     Attributes:
         files: by split, the paths below `task.data_dir` to try, in order. `.jsonl` files hold one JSON object
-            per line, `.json` files one JSON document; all others are tab-separated, without quoting.
+            per line, `.json` files one JSON document, `.csv` files follow RFC 4180, `.parquet` files say
+            themselves what they hold; all others are tab-separated, without quoting.
         labels: what the files write for each label -> id (empty for tasks without classes).
         columns: hub column -> names it has in the files, where these differ.
         label_columns: names of the label's column; files of labelled splits must have one of them.
@@ -97,7 +118,10 @@ class RawSource:
             to validation; preferred to `files` where both are there, because the hub is made from them.
         short_rows: so many rows of a file with too few columns are known to be in the release. The hub
             leaves them out, and so do we.
-        no_gold: label values of rows without an agreed label; such rows are left out, as everybody does.
+        left_out: labels whose rows the task leaves out: those without an agreed label, as everybody does,
+            or a class that the task doesn't ask for.
+        numbered: rows of any format have no `idx`; their place in the file stands for it, as in TSV files.
+        root: of a user's own files, the folder that they lie in where there is no `task.data_dir`.
     """
 
     files: Mapping[str, tuple[str, ...]]
@@ -109,7 +133,12 @@ class RawSource:
     document: Callable[[Any], Iterable[tuple[str, Row | RowError]]] | None = None
     shared_file: tuple[str, str] | None = None
     short_rows: int = 0
-    no_gold: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    numbered: bool = False
+    root: Path | None = None
+
+
+Source = HubSource | RawSource
 
 
 @dataclass(frozen=True)
@@ -128,7 +157,8 @@ class Task:
         columns: the hub's columns that the template needs; they become `Example.fields` as they are.
         fields_of: makes the fields from a hub row instead, where a text must be marked or cleaned.
         items_of: makes several rows of one hub row, where a row is asked about item by item.
-        label_of: hub row -> label, where no label column holds it.
+        candidates_of: the answers that a row offers; for an item (`items_of`), the one that it asks about.
+        label_of: hub row -> label, where no label column holds it as it is.
         index_column: the hub's column that names a row.
         group_of: hub `idx` -> group of items that are scored together.
         group_field: or the field whose text the items of one group share.
@@ -137,8 +167,8 @@ class Task:
         train_rows: which of the training examples are trained on, if not all; what is held out for model
             selection stays whole, since it is scored as evaluation scores.
         eval_splits: what a run is evaluated on; each split is scored apart.
-        trainable: False for diagnostic sets, which have no train split.
-        train_on: the task to train on instead.
+        trainable: False for diagnostic and transfer sets, which have no train split.
+        train_on: where there is none, the task to train on instead.
         sizes: rows of each split as released, as far as the hub serves them.
         note: what one has to know to read the task's numbers.
     """
@@ -159,6 +189,7 @@ class Task:
     columns: tuple[str, ...] = ()
     fields_of: Callable[[Row], dict[str, str]] | None = None
     items_of: Callable[[Row], Iterable[Row]] | None = None
+    candidates_of: Callable[[Row], tuple[str, ...]] | None = None
     label_of: Callable[[Row], Label | None] | None = None
     index_column: str = "idx"
     group_of: Callable[[Any], Any] | None = None

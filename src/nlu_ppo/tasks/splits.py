@@ -14,8 +14,10 @@ from pathlib import Path
 
 from nlu_ppo.config import TaskConfig
 from nlu_ppo.errors import ConfigError, DataError
-from nlu_ppo.tasks.readers import raw_files, read_split
-from nlu_ppo.tasks.record import Example, Label, Task
+from nlu_ppo.tasks.parquet import parquet_files
+from nlu_ppo.tasks.rawfiles import locate
+from nlu_ppo.tasks.readers import raw_files, read_split, sources
+from nlu_ppo.tasks.record import OWN, Example, Label, Task
 from nlu_ppo.tasks.registry import tasks_of
 from nlu_ppo.tasks.spool import hold, select
 
@@ -42,10 +44,11 @@ class TaskData:
 
 def check_source(task: Task, config: TaskConfig) -> None:
     """Raises ConfigError where task and source don't go together."""
-    generated = task.hub is None and task.raw is None
-    if generated != (config.source == "generated"):
-        legal = "generated" if generated else "hub or raw"
-        raise ConfigError(f"task.source={config.source} does not fit task={task.name}: use {legal}")
+    legal = sources(task)
+    if config.source not in legal:
+        raise ConfigError(
+            f"task.source={config.source} does not fit task={task.name}: use {' or '.join(legal)}"
+        )
 
 
 def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> TaskData:
@@ -64,6 +67,25 @@ def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> Ta
     if task.trainable:
         rows = _read(task, "train", config, bad_rows.setdefault("train", []))
         train = hold(_noting(labels, rows), scratch)
+    evaluation = load_evaluation(task, config, scratch, bad_rows)
+    kept, selection = _hold_out(train, config.selection)
+    if task.train_rows:
+        kept = select(kept, task.train_rows(kept))
+    return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels, bad_rows)
+
+
+def load_evaluation(
+    task: Task, config: TaskConfig, scratch: Path | None, bad_rows: dict[str, list[str]]
+) -> dict[str, Sequence[Example]]:
+    """The splits that a task is evaluated on.
+
+    Args:
+        bad_rows: takes, by split, what was wrong with rows that were skipped.
+
+    Raises:
+        DataError: a file is missing or malformed, or a split is empty or without labels.
+    """
+    check_source(task, config)
     evaluation = {
         split: evaluation_examples(task, split, config, scratch, bad_rows.setdefault(split, []))
         for split in task.eval_splits
@@ -71,10 +93,7 @@ def load_task(task: Task, config: TaskConfig, scratch: Path | None = None) -> Ta
     for split, examples in evaluation.items():
         if any(e.label is None for e in examples):
             raise DataError(_unlabelled(task, split))
-    kept, selection = _hold_out(train, config.selection)
-    if task.train_rows:
-        kept = select(kept, task.train_rows(kept))
-    return TaskData(task, _subset(kept, config.limit.train), selection, evaluation, labels, bad_rows)
+    return evaluation
 
 
 def evaluation_examples(
@@ -183,22 +202,36 @@ def data_fingerprint(task: Task, config: TaskConfig, splits: Sequence[str] | Non
         splits: those that count; by default the ones that a run fits and evaluates.
     """
     splits = splits or [*(["train"] if task.trainable else []), *task.eval_splits]
+    if config.source == "raw" and task.benchmark == OWN:
+        return _hash_files(_own_files(task, splits, config.data_dir))
     if config.source == "raw":
-        return _hash_files(raw_files(task, splits, str(config.data_dir)))
+        return _hash_files([(file.name, file) for file in raw_files(task, splits, config.data_dir)])
     if config.source == "hub":
         assert task.hub is not None
         if config.hub_path and Path(config.hub_path).is_dir():
-            return _hash_files(sorted(Path(config.hub_path).glob(f"{task.hub.config}/*.parquet")))
+            files = parquet_files(Path(config.hub_path), task.hub.config)
+            return _hash_files([(file.name, file) for file in files])
         where = config.hub_path or f"{task.hub.path}@{task.hub.revision}"
         return f"hub:{where}/{task.hub.config}"
     return _hash_examples(read_split(task, split, "generated") for split in splits)
 
 
-def _hash_files(files: Sequence[Path]) -> str:
+def _own_files(task: Task, splits: Sequence[str], data_dir: str | None) -> list[tuple[str, Path]]:
+    """Of a user's own files the name doesn't count, but which split they are and how they are read does."""
+    named = []
+    for split in splits:
+        try:
+            named += [(f"{split}{file.suffix}", file) for file in locate(task, split, data_dir)]
+        except DataError:
+            continue
+    return named
+
+
+def _hash_files(files: Sequence[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for file in files:
+    for name, file in files:
         if file.is_file():  # a missing one gets its error from the reader, with line and advice
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            digest.update(f"{name}:{file.stat().st_size}:".encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
