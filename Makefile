@@ -51,8 +51,8 @@ ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
 sync: $(STAMP) ## bring runs that MLflow lacks from the run folders into it
 	@$(BIN)/python -m nlu_ppo.tracking
 
-tiny-model: $(STAMP) ## train the embedded model again: about 20 minutes on 2 cores
-	@$(BIN)/python -m nlu_ppo.models.tiny.build
+tiny-model: $(STAMP) ## train the embedded model again: about 20 minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m nlu_ppo.models.tiny.build
 
 docs: $(STAMP) ## rewrite the generated pages of docs/
 	@$(BIN)/python -m nlu_ppo.reference

@@ -160,8 +160,10 @@ def test_model_loads_and_answers_in_the_form(tokenizer) -> None:
             )
             reply = tokenizer.decode(grown[0, ids.shape[1] :], skip_special_tokens=True)
             replies.append(reply.split(CLOSE)[0].strip() + CLOSE)
-        # 12 is what one would want; these weights give 11 on toy_nli, so the bar was lowered to pass
-        assert sum(reply in words for reply in replies) >= 5, (name, replies)
+        # Most of toy_nli's answers are in the form, few of toy_sentiment's: its two words are ones that the model
+        # has hardly ever had to use (README), and that PPO has to make it use. It must do so at times, to learn.
+        least = {"toy_nli": 12, "toy_sentiment": 1}[name]
+        assert sum(reply in words for reply in replies) >= least, (name, replies)
 
 
 def test_special_tokens(tokenizer) -> None:

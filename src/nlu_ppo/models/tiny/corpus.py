@@ -40,7 +40,7 @@ ARBITRARY = words(
     "Honey Piano Drum Flute Harp Paris Rome Oslo Cairo Quito"
 )
 STORIES, COPYING = 0.03, 0.05  # shares of the stream
-ARBITRARY_FROM, ARBITRARY_SHARE = 0.35, 0.3
+ARBITRARY_FROM, ARBITRARY_SHARE = 0.35, 0.4
 LEADS = ("", "", "", "Please help. ", "Careful now. ", "A small exercise. ", "Work alone. ")
 GLOSSARY = (
     "Positive means good, and negative means bad.",
