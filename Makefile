@@ -20,14 +20,14 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: meant to take 5 minutes on 2 cores
-	@echo "The demo: 8 runs, about 5 minutes on 2 cores."
+demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: about 4 minutes on 2 cores
+	@echo "The demo: 8 runs, about 4 minutes on 2 cores."
 	@$(BIN)/python train.py -m +sweeps=demo $(ARGS)
 	@$(BIN)/python -m nlu_ppo.tables demo
 	@echo "Compare these runs in MLflow:  make ui   (then open http://127.0.0.1:5000)"
 
-test: $(STAMP) ## the tests: about 5 minutes on 2 cores
-	@echo "The tests: about 5 minutes on 2 cores."
+test: $(STAMP) ## the tests: about 10 minutes on 2 cores
+	@echo "The tests: about 10 minutes on 2 cores."
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
