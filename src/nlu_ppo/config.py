@@ -260,6 +260,15 @@ class PPOConfig(TrainingConfig):
 
     minibatch_size: int = option(16, "rows per optimizer step", low=1)
     ppo_epochs: int = option(4, "passes over each batch of rollouts", low=1)
+    rollouts: int = option(
+        1, "completions drawn per training example: batch_size * rollouts rows a step", low=1
+    )
+    target_kl: float | None = option(
+        None,
+        "leave the rest of a batch's passes once new and old policy differ by so much (nats per token)",
+        low=0,
+    )
+    reward_clip: float | None = option(None, "scores are held between minus this and this", low=0)
     max_new_tokens: int | None = option(
         None,
         "longest completion; null fits the task's longest answer",
@@ -459,9 +468,10 @@ def check(config: Config) -> None:
     """Checks every value against the range and the choices of its field, and what spans several fields."""
     check_ranges(config)
     method = config.method
-    if isinstance(method, PPOConfig) and method.batch_size % method.minibatch_size:
+    if isinstance(method, PPOConfig) and method.batch_size * method.rollouts % method.minibatch_size:
+        times = f" times method.rollouts={method.rollouts}" if method.rollouts > 1 else ""
         raise ConfigError(
-            f"method.batch_size={method.batch_size} is no multiple of "
+            f"method.batch_size={method.batch_size}{times} is no multiple of "
             f"method.minibatch_size={method.minibatch_size}"
         )
     check_task(config.task)

@@ -17,6 +17,7 @@ from nlu_ppo.ppo import checkpoint
 from nlu_ppo.ppo.maths import KLController
 from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
 from nlu_ppo.ppo.update import update
+from nlu_ppo.ppo.watch import Watch
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import CLOSE
 from nlu_ppo.rewards import get_reward
@@ -59,6 +60,7 @@ class PPOTrainer:
         self.sampling = torch.Generator(self.policy.device).manual_seed(seed)
         self.shuffling = torch.Generator().manual_seed(seed)
         self.selector = Selector(setting, method)
+        self.watch = Watch(setting.parts[0].task.verbalizers if len(setting.parts) == 1 else ())
         self.max_new_tokens = setting.completion_limit
 
     @property
@@ -92,6 +94,8 @@ class PPOTrainer:
         rate = self.config.learning_rate * rate_factor(self.config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # rollouts of one example side by side: they share its whole prompt
+        numbers = [number for number in numbers for _ in range(self.config.rollouts)]
         batch = list(map(self.stream.example, numbers))
         prompts = list(map(self.stream.prompt, numbers))
         rollouts = collect(
@@ -109,7 +113,7 @@ class PPOTrainer:
         values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
         self.kl.update(values["ppo/kl"], len(batch))
         values["train/learning_rate"] = rate
-        self._watch(values)
+        self._warn(values, batch, rollouts)
         return values
 
     def _answers(self, batch: list[Example], rollouts: Rollouts) -> dict[str, float]:
@@ -123,8 +127,10 @@ class PPOTrainer:
             right[self.setting.part_of(example).task.name].append(correct)
         return {f"train/{name}/accuracy": sum(found) / len(found) for name, found in right.items()}
 
-    def _watch(self, values: dict[str, float]) -> None:
+    def _warn(self, values: dict[str, float], batch: list[Example], rollouts: Rollouts) -> None:
         """Says what a person would want to know at once."""
+        for said in self.watch.update(values, rollouts.answers, [example.label for example in batch]):
+            log.warning("step %d: %s", self.step + 1, said)
         if values["ppo/first_ratio_error"] > RATIO_TOLERANCE and self.policy.base.dtype == torch.float32:
             log.warning(
                 "step %d: the first ratio differs from 1 by %.2g; old and new log-probabilities should be "

@@ -62,6 +62,8 @@ def collect(
         ref = _score(reference, ids, completions, config, with_values=False)
 
     scores = torch.tensor([j[0] for j in judged], dtype=torch.float32, device=policy.device)
+    if config.reward_clip is not None:
+        scores = scores.clamp(-config.reward_clip, config.reward_clip)
     rewards = maths.token_rewards(scores, old.logprobs, ref.logprobs, old.mask, kl_coef)
     if config.whiten_rewards:
         rewards = maths.whiten(rewards, old.mask, shift_mean=False)

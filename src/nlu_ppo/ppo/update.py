@@ -30,53 +30,63 @@ def update(
     """`ppo_epochs` passes over the rollouts, one optimizer step per minibatch.
 
     Returns:
-        means over all steps of the losses and of the clip fractions, and `ppo/first_ratio_error`, the largest
-        |ratio - 1| of the first minibatch, which only rounding may move from 0.
+        means over all minibatches of the losses and of the clip fractions; `ppo/optimizer_steps`, fewer than all
+        where `target_kl` ended the passes; and `ppo/first_ratio_error`, the largest |ratio - 1| of the first
+        minibatch, which only rounding may move from 0.
 
     Raises:
         TrainingDivergedError: a loss or the gradient is NaN or infinite; the weights were not moved by it.
     """
     totals: dict[str, float] = defaultdict(float)
-    steps, first_ratio_error = 0, None
+    seen, steps, first_ratio_error = 0, 0, 0.0
     parameters = [p for _, p in policy.trainable()]
-    for _ in range(config.ppo_epochs):
-        order = torch.randperm(len(rollouts.completions), generator=generator).tolist()
-        for start in range(0, len(order), config.minibatch_size):
-            minibatch = order[start : start + config.minibatch_size]
-            optimizer.zero_grad(set_to_none=True)
-            tokens = rollouts.mask[minibatch].sum()
-            for rows in _micro_batches(rollouts, minibatch, config.micro_batch_size):
-                terms, ratio_error = _losses(policy, rollouts, rows, config)
-                loss = (
-                    terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
-                ) / tokens
-                loss.backward()
-                totals["ppo/loss"] += loss.item()
-                for item in fields(terms):
-                    totals[item.name] += (getattr(terms, item.name) / tokens).item()
-                if steps == 0:
-                    first_ratio_error = max(first_ratio_error or 0.0, ratio_error)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-            if not math.isfinite(totals["ppo/loss"]) or not torch.isfinite(norm):
-                raise TrainingDivergedError(
-                    f"PPO's loss or gradient is no longer finite (loss {totals['ppo/loss']:.4g}, gradient "
-                    f"norm {norm:.4g}): lower method.learning_rate, or set method.max_grad_norm"
-                )
-            optimizer.step()
-            totals["ppo/grad_norm"] += norm.item()
-            steps += 1
-    assert first_ratio_error is not None
+    for minibatch in _minibatches(len(rollouts.completions), config, generator):
+        optimizer.zero_grad(set_to_none=True)
+        tokens, approx_kl = rollouts.mask[minibatch].sum(), 0.0
+        for rows in _micro_batches(rollouts, minibatch, config.micro_batch_size):
+            terms, ratio_error = _losses(policy, rollouts, rows, config)
+            loss = (
+                terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
+            ) / tokens
+            loss.backward()
+            totals["ppo/loss"] += loss.item()
+            for item in fields(terms):
+                totals[item.name] += (getattr(terms, item.name) / tokens).item()
+            approx_kl += (terms.approx_kl / tokens).item()
+            if seen == 0:
+                first_ratio_error = max(first_ratio_error, ratio_error)
+        seen += 1
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+        if not math.isfinite(totals["ppo/loss"]) or not torch.isfinite(norm):
+            raise TrainingDivergedError(
+                f"PPO's loss or gradient is no longer finite (loss {totals['ppo/loss']:.4g}, gradient "
+                f"norm {norm:.4g}): lower method.learning_rate, or set method.max_grad_norm"
+            )
+        totals["ppo/grad_norm"] += norm.item()
+        if config.target_kl is not None and approx_kl > config.target_kl:
+            break  # the policy has gone far enough from the one that drew these rollouts
+        optimizer.step()
+        steps += 1
     return {
-        "ppo/loss": totals["ppo/loss"] / steps,
-        "ppo/policy_loss": totals["policy"] / steps,
-        "ppo/value_loss": totals["value"] / steps,
-        "ppo/entropy": totals["entropy"] / steps,
-        "ppo/clip_fraction": totals["policy_clipped"] / steps,
-        "ppo/value_clip_fraction": totals["value_clipped"] / steps,
-        "ppo/approx_kl": totals["approx_kl"] / steps,
-        "ppo/grad_norm": totals["ppo/grad_norm"] / steps,
+        "ppo/loss": totals["ppo/loss"] / seen,
+        "ppo/policy_loss": totals["policy"] / seen,
+        "ppo/value_loss": totals["value"] / seen,
+        "ppo/entropy": totals["entropy"] / seen,
+        "ppo/clip_fraction": totals["policy_clipped"] / seen,
+        "ppo/value_clip_fraction": totals["value_clipped"] / seen,
+        "ppo/approx_kl": totals["approx_kl"] / seen,
+        "ppo/grad_norm": totals["ppo/grad_norm"] / seen,
+        "ppo/optimizer_steps": steps,
         "ppo/first_ratio_error": first_ratio_error,
     }
+
+
+def _minibatches(rows: int, config: PPOConfig, generator: torch.Generator) -> Iterator[list[int]]:
+    """Row numbers of one minibatch after another, over all passes, each in its own order."""
+    for _ in range(config.ppo_epochs):
+        order = torch.randperm(rows, generator=generator).tolist()
+        for start in range(0, rows, config.minibatch_size):
+            yield order[start : start + config.minibatch_size]
 
 
 def _micro_batches(rollouts: Rollouts, rows: list[int], size: int) -> Iterator[list[int]]:

@@ -1,0 +1,134 @@
+"""What goes wrong in PPO is provoked here, by real training of the tiny model, and has to be noticed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from composing import config_of, run_of
+
+from nlu_ppo.errors import ConfigError
+from nlu_ppo.ppo.watch import WINDOW, Watch
+from nlu_ppo.run import execute
+
+SHORT = (
+    "method=ppo", "tracking=none", "task.limit.eval=20", "task.selection=0", "eval.likelihood=false",
+    "eval.bootstrap_samples=10", "method.checkpoint_every=0",
+)  # fmt: skip
+QUIET = {
+    "train/unparsable": 0.0,
+    "ppo/kl": 0.1,
+    "ppo/explained_variance": 0.2,
+    "train/reward": 0.0,
+    "train/accuracy": 0.5,
+}
+
+
+def train(tmp_path: Path, *more: str) -> list[dict[str, Any]]:
+    execute(run_of(tmp_path / "run", *SHORT, *more))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def reward_file(tmp_path: Path, expression: str) -> str:
+    path = tmp_path / "pays.py"
+    path.write_text(
+        f"def pays(completion, answer, example, *, task, config):\n    return {expression}\n",
+        encoding="utf-8",
+    )
+    return f"reward.name={path}:pays"
+
+
+# -- provoked ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_collapse_to_one_label_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pays = reward_file(tmp_path, "1.0 if answer == 1 else -1.0")
+    train(
+        tmp_path, "task=toy_nli", pays, "method.max_steps=70", "method.kl_coef=0", "method.learning_rate=2e-3"
+    )
+    assert "'Neutral': the policy has collapsed to one label" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_reward_that_pays_for_wrong_answers_is_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pays = reward_file(tmp_path, "-1.0 if answer == example.label else 1.0")
+    train(tmp_path, "task=toy_nli", pays, "method.max_steps=80", "method.kl_coef=0")
+    assert "the reward pays for something else than right answers" in caplog.text
+
+
+def test_values_that_run_away_and_a_format_that_is_lost_are_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(
+        tmp_path, "task=toy_nli", "method.max_steps=25", "method.learning_rate=0.01", "method.value_coef=5",
+        "method.optimizer=adamw", "method.kl_coef=0", "method.value_clip_range=1000",
+    )  # fmt: skip
+    assert "it is worse than a constant" in caplog.text
+    assert "completions are no legal answer" in caplog.text
+
+
+def test_a_healthy_run_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path, "task=toy_nli", "method.max_steps=30")
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING and "ppo" in r.name]
+
+
+# -- by hand -------------------------------------------------------------------------------------------------
+
+
+def test_each_thing_is_said_once_until_it_is_over() -> None:
+    watch = Watch()
+    bad = QUIET | {"ppo/kl": -0.5}
+    said = [watch.update(values, [0], [0]) for values in [bad] * 30 + [QUIET] * 40 + [bad] * 30]
+    spoken = [i for i, messages in enumerate(said) if messages]
+    assert len(spoken) == 2
+    assert spoken[0] == WINDOW - 1
+    assert "can't be negative" in said[spoken[0]][0]
+    assert spoken[1] > 70
+
+
+def test_one_label_is_no_collapse_where_the_gold_labels_are_like_that() -> None:
+    for golds, count in (([0] * 9 + [1], 0), ([0] * 5 + [1] * 5, 1)):
+        watch = Watch(("No", "Yes"))
+        said = [m for _ in range(WINDOW) for m in watch.update(QUIET, [0] * 10, golds)]
+        assert len(said) == count
+
+
+# -- settings ------------------------------------------------------------------------------------------------
+
+
+def test_target_kl_ends_the_passes_over_a_batch(tmp_path: Path) -> None:
+    chosen = ("task=toy_nli", "method.max_steps=4", "method.learning_rate=5e-3", "method.ppo_epochs=6")
+    free = train(tmp_path / "free", *chosen)
+    held = train(tmp_path / "held", *chosen, "method.target_kl=0.02")
+    assert [line["ppo/optimizer_steps"] for line in free] == [6] * 4
+    assert all(1 <= line["ppo/optimizer_steps"] <= 6 for line in held)
+    assert sum(line["ppo/optimizer_steps"] for line in held) < 24
+
+
+def test_several_rollouts_per_example(tmp_path: Path) -> None:
+    lines = train(
+        tmp_path, "task=toy_nli", "method.max_steps=3", "method.batch_size=4", "method.rollouts=4",
+        "method.minibatch_size=8", "method.ppo_epochs=2",
+    )  # fmt: skip
+    assert [line["examples"] for line in lines] == [4, 8, 12]  # of the training set, not rollouts
+    assert [line["ppo/optimizer_steps"] for line in lines] == [4] * 3  # 16 rows, in minibatches of 8, twice
+    assert all(line["ppo/first_ratio_error"] < 1e-3 for line in lines)
+
+
+def test_scores_are_clipped(tmp_path: Path) -> None:
+    chosen = ("task=toy_sentiment", "method.max_steps=1", "reward.unparsable=-50", "method.reward_clip=2")
+    (line,) = train(tmp_path, *chosen)
+    assert -2 <= line["train/reward"] <= 1
+
+
+def test_rows_of_a_step_must_make_whole_minibatches() -> None:
+    config_of("method=ppo", "method.batch_size=4", "method.rollouts=4", "method.minibatch_size=16")
+    with pytest.raises(ConfigError, match=r"batch_size=6 times method.rollouts=3 is no multiple"):
+        config_of("method=ppo", "method.batch_size=6", "method.rollouts=3", "method.minibatch_size=16")
