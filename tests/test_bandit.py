@@ -1,0 +1,77 @@
+"""PPO where the best policy is known in closed form: one prompt, one token, two answers that pay.
+
+With a fixed weight b of the KL from the reference, the policy that maximises reward minus b times KL is
+pi(a) = ref(a) exp(r(a) / b) / Z (for instance arXiv 1909.08593, section 2.2). The engine has to find it.
+"""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+import torch
+from models import random_policy
+
+from nlu_ppo.config import PPOConfig
+from nlu_ppo.ppo.forward import score_completions
+from nlu_ppo.ppo.rollout import collect
+from nlu_ppo.ppo.update import update
+from nlu_ppo.prompting import Prompt
+from nlu_ppo.tasks.record import Example
+
+BETA = 0.5
+PAYS = (2.0, 2.5)  # of two letters; all other tokens pay nothing
+
+
+@pytest.mark.slow
+def test_ppo_finds_the_optimum_of_a_bandit() -> None:
+    policy = random_policy(
+        "llama", spread=0.2, lora=False
+    )  # so small an adapter couldn't express the optimum
+    policy.freeze_reference()
+    policy.model.requires_grad_(True)
+    policy.add_value_head()
+    policy.model.eval()
+    prompt = Prompt("Pay:", tuple(policy.tokenizer("Pay:")["input_ids"]))
+    vocabulary = len(policy.tokenizer)
+    arms = [[token] for token in range(vocabulary)]
+
+    @torch.no_grad()
+    def logprobs() -> torch.Tensor:
+        return score_completions(policy, [prompt.ids] * vocabulary, arms).logprobs[:, 0]
+
+    with policy.reference():
+        reference = logprobs()
+    assert reference.exp().sum() == pytest.approx(1.0, abs=1e-4)
+    letters = [policy.tokenizer.convert_tokens_to_ids(letter) for letter in string.ascii_uppercase]
+    chosen = sorted(letters, key=lambda token: -reference[token])[:2]
+    pays = torch.zeros(vocabulary)
+    pays[chosen] = torch.tensor(PAYS)
+    best = (reference + pays / BETA).softmax(0)
+    assert best[chosen].min() > 0.1, "the optimum should be a mixture"
+    assert best[chosen].sum() < 0.95
+
+    config = PPOConfig(
+        name="ppo", learning_rate=3e-3, optimizer="adamw", batch_size=64, minibatch_size=64, ppo_epochs=2,
+        micro_batch_size=64, kl_coef=BETA, kl_controller="fixed", lam=1.0, whiten_advantages=False,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW([p for _, p in policy.trainable()], lr=config.learning_rate, weight_decay=0)
+    sampling, shuffling = (torch.Generator().manual_seed(s) for s in (0, 1))
+    example = Example("x", {}, 0)
+    worth = {policy.tokenizer.decode([token]): pay for token, pay in zip(chosen, PAYS, strict=True)}
+
+    def judge(text: str, example: Example) -> tuple[float, int, bool]:
+        return worth.get(text, 0.0), 0, False
+
+    steps = 300
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / steps)
+        rollouts = collect(policy, [prompt] * 64, [example] * 64, judge, config, 1, BETA, sampling)
+        update(policy, optimizer, rollouts, config, shuffling)
+
+    found = logprobs()
+    distance = (found.exp() * (found - best.log())).sum().item()
+    start = (reference.exp() * (reference - best.log())).sum().item()
+    assert start > 0.9  # nats
+    assert distance < 0.005
+    torch.testing.assert_close(found[chosen].exp(), best[chosen], rtol=0, atol=0.01)
