@@ -11,7 +11,7 @@ from benchmarks.contenders import ROOT, contenders
 from benchmarks.machine import describe
 from benchmarks.report import SHOWN, last_line, tables, write_page
 from benchmarks.results import RESULTS, Results
-from benchmarks.session import run_session
+from benchmarks.session import Session, run_session
 from benchmarks.workload import DATA_CASE, Workload, built_in, shrunk
 
 QUICK_FILE = ROOT / "outputs" / "benchmarks" / "quick.json"
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
-    """Runs the chosen cases; the file is written after each, so that nothing is lost by an interruption."""
+    """Runs the chosen cases; the file is written after each round, so that nothing is lost by an interruption."""
     cases = _cases(options)
     machine = describe(next(iter(cases.values())).threads)
     results = Results(machine)
@@ -81,15 +81,20 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         print(f"{name}: {workload.about}", flush=True)
         known = contenders(workload.kind)
         chosen = _names(options, name, known)
+        earlier = results if options.append else results.without(name)
+
+        def save(session: Session, earlier: Results = earlier) -> None:
+            earlier.plus(session).write(path)
+
         session = run_session(
             workload,
             [known[c] for c in chosen],
             options.rounds or (QUICK_ROUNDS if options.quick else 5),
             budget=QUICK_BUDGET[name] if options.quick else None,
             say=lambda text: print(text, flush=True),
+            save=save,
         )
-        results.replace(session, keep=options.append)
-        results.write(path)
+        results = earlier.plus(session)
 
 
 def _cases(options: argparse.Namespace) -> dict[str, Workload]:

@@ -38,11 +38,11 @@ class Results:
     def cases(self) -> list[str]:
         return list(dict.fromkeys(session.case for session in self.sessions))
 
-    def replace(self, session: Session, keep: bool) -> None:
-        """Adds a session; those of its case that came before go, unless `keep`."""
-        if not keep:
-            self.sessions = [other for other in self.sessions if other.case != session.case]
-        self.sessions.append(session)
+    def without(self, case: str) -> Results:
+        return Results(self.machine, [session for session in self.sessions if session.case != case])
+
+    def plus(self, session: Session) -> Results:
+        return Results(self.machine, [*self.sessions, session])
 
 
 @dataclass(frozen=True)

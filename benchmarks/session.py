@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from benchmarks.machine import matmul_rate
 from benchmarks.workload import Workload
 
 PATIENCE = 900.0  # seconds that a step, or loading a model, may take
+STEADY = 0.8  # the slower over the faster matrix rate of a session, below which a reader should doubt it
 NOISE = 1e-4  # nats; two labels nearer than this may change places by rounding
 
 
@@ -131,33 +132,41 @@ def run_session(
     rounds: int,
     budget: float | None = None,
     say: Any = print,
+    save: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """Runs the contenders in turns: a, b, c, a, b, c, ... so that a slow minute of the machine hits all.
 
     Args:
         budget: seconds; no round begins that would probably end later, but one is always run.
+        save: takes the session after every round, so that an interruption loses one round at most.
     """
     session = Session(workload.name, workload.about, len(workload.prompts), needed=_needed(workload))
     started = time.monotonic()
     with _processes(workload, chosen, session, say) as running:
+        _compare_scores(session)
         session.matmul_flops.append(matmul_rate(workload.threads))
         for number in range(rounds if running else 0):
             begun = time.monotonic()
             session.rounds.append(_round(running, session, say, f"round {number + 1} of {rounds}"))
+            save(session)
             now = time.monotonic()
             if budget is not None and now - started + (now - begun) > budget:
                 if number + 1 < rounds:
                     say(f"  no further round fits into {budget:.0f} s")
                 break
         session.matmul_flops.append(matmul_rate(workload.threads))
-    scores = {name: step.pop("scores") for name, step in session.watched.items()}
-    if workload.kind == "eval":
-        session.agreement = {
-            name: agreement(scores[OURS], found)
-            for name, found in scores.items()
-            if name != OURS and OURS in scores
-        }
+    if min(session.matmul_flops) < STEADY * max(session.matmul_flops):
+        say("  the machine's speed changed meanwhile; something else may have run: better measure again")
+    save(session)
     return session
+
+
+def _compare_scores(session: Session) -> None:
+    """Keeps how far scores agree in place of the scores."""
+    scores = {name: step.pop("scores") for name, step in session.watched.items()}
+    ours = scores.pop(OURS, None)
+    if ours:
+        session.agreement = {name: agreement(ours, theirs) for name, theirs in scores.items()}
 
 
 def agreement(ours: list[list[float]], theirs: list[list[float]]) -> dict[str, float]:
@@ -212,7 +221,7 @@ def _round(running: dict[str, Process], session: Session, say: Any, title: str) 
     for name, process in list(running.items()):
         try:
             step = process.ask("step")
-            found[name] = {key: step[key] for key in ("seconds", "memory_bytes", "phases")}
+            found[name] = {key: step[key] for key in ("seconds", "cpu_seconds", "memory_bytes", "phases")}
         except ContenderError as error:
             session.missing[name] = str(error)
             del running[name]

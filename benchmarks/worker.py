@@ -68,10 +68,16 @@ def serve(make_step: Callable[[Workload, Any, Any], Step]) -> None:
     for line in sys.stdin:
         watched = Watch() if line.strip() == "watch" else None
         with PeakMemory() as memory:
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             outcome = step()
-            seconds = time.perf_counter() - start
-        reply = {"seconds": seconds, "memory_bytes": memory.peak - baseline, **asdict(outcome)}
+            seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        # processor seconds tell a reader of the file which steps something else disturbed
+        reply = {
+            "seconds": seconds,
+            "cpu_seconds": busy,
+            "memory_bytes": memory.peak - baseline,
+            **asdict(outcome),
+        }
         if watched:
             reply |= watched.finish(workload)
         _reply(replies, reply)
