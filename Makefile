@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?= demo
 TABLE ?= demo
+BENCH ?= local
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint table reproduce-table sweep ui sync tiny-model docs lock clean
+.PHONY: help demo test test-all lint table reproduce-table sweep ui sync tiny-model docs lock clean \
+	bench bench-quick bench-peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -51,11 +53,21 @@ ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
 sync: $(STAMP) ## bring runs that MLflow lacks from the run folders into it
 	@$(BIN)/python -m nlu_ppo.tracking
 
+bench-peers: $(STAMP) ## install the libraries that benchmarks compare with: a few minutes
+	@$(BIN)/python -m benchmarks.peers.install
+
+bench: $(STAMP) ## all benchmarks, five rounds: meant to take an hour and a half
+	@$(BIN)/python -m benchmarks --name $(BENCH) $(ARGS)
+
+bench-quick: $(STAMP) ## the main benchmarks, meant to take under 10 minutes; the last line is JSON
+	@$(BIN)/python -m benchmarks --quick $(ARGS)
+
 tiny-model: $(STAMP) ## train the embedded model again: about 20 minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m nlu_ppo.models.tiny.build
 
 docs: $(STAMP) ## rewrite the generated pages of docs/
 	@$(BIN)/python -m nlu_ppo.reference
+	@$(BIN)/python -m benchmarks.report
 
 lock: $(STAMP) ## resolve constraints.txt anew, for every supported Python
 	@$(BIN)/python -m pip install --quiet uv

@@ -1,0 +1,1 @@
+"""Other libraries that do the same work, each in an environment of its own (`make bench-peers`)."""
