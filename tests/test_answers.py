@@ -1,7 +1,7 @@
 """From completions to labels."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nlu_ppo.errors import ConfigError
@@ -24,6 +24,7 @@ def test_no_text_raises(task, text, other):
 
 
 @given(st.sampled_from(ALL), ANY_TEXT)
+@example("squad", "\x1b")  # not white space, but nothing to read either
 def test_an_answer_is_always_a_legal_one(task, text):
     record, answer = TASKS[task], parse_answer(task, text)
     if answer is None:
