@@ -8,6 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -57,6 +59,9 @@ def random_policy(
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **SHAPE))
     elif architecture == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **SHAPE))
+    elif architecture == "gpt2":
+        shape = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 1024}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape))
     else:
         raise ValueError(architecture)
     with torch.no_grad():
@@ -67,7 +72,9 @@ def random_policy(
                 parameter.add_(torch.randn_like(parameter) * 0.01)
     model.requires_grad_(False)
     if lora:
-        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", fan_in_fan_out=architecture == "gpt2")
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:

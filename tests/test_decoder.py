@@ -6,7 +6,9 @@ import pytest
 import torch
 from models import random_policy
 
+from nlu_ppo.inference import reading
 from nlu_ppo.inference.decoder import generate, score_answers
+from nlu_ppo.inference.reading import read_tree
 from nlu_ppo.models.policy import Policy
 
 
@@ -86,7 +88,11 @@ def test_same_seed_same_samples(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("common", [0, 12])
-def test_answer_likelihoods_equal_plain_forwards(policy: Policy, common: int) -> None:
+@pytest.mark.parametrize("tree", [True, False])
+def test_answer_likelihoods_equal_plain_forwards(
+    policy: Policy, common: int, tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "reads_trees", tree)
     rows = prompts([4, 11, 6], common)
     answers = [[[65], [66, 67, 68], [65, 66]], [[70, 71], [72]], [[1, 2, 3, 4, 5]]]
     got = score_answers(policy, rows, answers, batch_size=2)
@@ -96,6 +102,40 @@ def test_answer_likelihoods_equal_plain_forwards(policy: Policy, common: int) ->
             logprobs = policy.model(input_ids=torch.tensor([row + choice])).logits[0].log_softmax(-1)
             expected = sum(logprobs[len(row) - 1 + i, token].item() for i, token in enumerate(choice))
             assert score == pytest.approx(expected, abs=1e-4)
+
+
+def nested() -> list[list[int]]:
+    """Three passages behind one instruction, with several questions each, not in order; one is asked twice."""
+    passages = prompts([60, 45, 33], 20)
+    rows = [passage + prompts([n], 0, seed=n)[0] for n in (9, 4, 17) for passage in passages]
+    return [*rows, rows[4]]
+
+
+@pytest.mark.parametrize("tree", [True, False])
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_passages_with_several_questions(
+    policy: Policy, tree: bool, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy completions and answer likelihoods of every row alone, and each passage run once per batch."""
+    rows, tokens = nested(), []
+    monkeypatch.setattr(policy, "reads_trees", tree)
+
+    def counted(policy: Policy, tree: object, cache: object = None) -> torch.Tensor:
+        tokens.append(len(tree))
+        return read_tree(policy, tree, cache)
+
+    monkeypatch.setattr(reading, "read_tree", counted)
+    completions = generate(policy, rows, 8, batch_size=batch_size)
+    ran, answers = sum(tokens), [[65, 66], [67], [65, 68, 69]]
+    scores = score_answers(policy, rows, [answers] * len(rows), batch_size=3 * batch_size)
+    for row, completion, found in zip(rows, completions, scores, strict=True):
+        (alone,) = generate(policy, [row], 8)
+        assert completion == alone
+        (expected,) = score_answers(policy, [row], [answers])
+        assert found == pytest.approx(expected, abs=1e-4)
+    if tree and batch_size == 64:
+        own = 3 * (9 + 4 + 17)
+        assert ran == 60 + 45 + 33 + own
 
 
 def test_nothing_in_nothing_out(policy: Policy) -> None:

@@ -160,7 +160,7 @@ def test_settings_without_effect_stay_out():
     assert key("ppo", "lora=none") == key("ppo", "lora=none", "lora.r=4")
     fixed = ["method.kl_controller=fixed"]
     assert key("ppo", *fixed) == key("ppo", *fixed, "method.kl_target=1", "method.kl_horizon=5")
-    assert key("ppo", "method.share_prefix=false") == key("ppo")
+    assert key("ppo", "method.share_prefix=false", "method.micro_batch_tokens=512") == key("ppo")
 
 
 def test_a_rate_counts_where_a_method_takes_it():

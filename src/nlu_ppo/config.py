@@ -290,7 +290,14 @@ class PPOConfig(TrainingConfig):
     kl_target: float = option(6.0, "KL per completion that the adaptive controller aims at, in nats", low=0)
     kl_horizon: int = option(10_000, "samples over which the adaptive controller acts", low=1)
     share_prefix: bool = option(
-        True, "run the prompts' common prefix once per micro-batch, with gradient", key=False
+        True, "run what prompts have in common once per micro-batch, with gradient", key=False
+    )
+    micro_batch_tokens: int | None = option(
+        None,
+        "fill forward passes with rows up to so many tokens, shared ones counted once, in place of "
+        "micro_batch_size; changes memory, not the result",
+        low=1,
+        key=False,
     )
 
 

@@ -1,7 +1,8 @@
 """The one decoder that all methods share: greedy and sampled completions, and label likelihood.
 
-Prompts of a task begin alike, so their common prefix is run once per call; rows leave the batch as soon as
-they close the judgement tag.
+Prompts of a task begin alike, so their common prefix is run once per call, and what some of them have in common
+beyond it (a passage with several questions) once per batch. Rows leave the batch as soon as they close the
+judgement tag.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
+from nlu_ppo.inference.reading import prefill, read_completions, reads_trees
+from nlu_ppo.inference.tree import Ids, alike
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import CLOSE
-
-Ids = Sequence[int]
 
 
 @torch.inference_mode()
@@ -39,15 +39,19 @@ def generate(
     """
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
-    for rows in _batches(prompts, batch_size, progress):
+    for rows in _batches(prompts, prefix.length, batch_size, progress):
         for row, ids in _decode(policy, prefix, prompts, rows, max_new_tokens, temperature, generator):
             completions[row] = ids
     return completions
 
 
-def _batches(prompts: Sequence[Ids], batch_size: int, progress: str | None) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, longest first: the biggest batch fails first, if any does."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+def _batches(
+    prompts: Sequence[Ids], common: int, batch_size: int, progress: str | None
+) -> Iterator[list[int]]:
+    """Row numbers in batches: prompts that share much stay together, and the longest come first, since the
+    biggest batch fails first, if any does. All prompts share `common` tokens."""
+    families = sorted(_families(prompts, common), key=lambda rows: -max(len(prompts[i]) for i in rows))
+    order = [row for rows in families for row in rows]
     total = len(prompts)
     with bar(total=total, desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
         for start in range(0, len(order), batch_size):
@@ -56,23 +60,16 @@ def _batches(prompts: Sequence[Ids], batch_size: int, progress: str | None) -> I
             shown.update(len(rows))
 
 
-def _prefill(
-    policy: Policy, prefix: SharedPrefix, prompts: Sequence[Ids], rows: Sequence[int]
-) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-    """Runs the prompts behind the prefix.
-
-    Returns:
-        the cache, its mask (rows, tokens), the position of the next token (rows, 1), and the logits that
-        predict it (rows, vocabulary). Suffixes are padded on the left, so that the last column is everyone's
-        last prompt token.
-    """
-    suffixes = [prompts[i][prefix.length :] for i in rows]
-    ids, mask = pad(suffixes, pad_id(policy.tokenizer), "left", policy.device)
-    mask = torch.cat([mask.new_ones(len(suffixes), prefix.length), mask], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = prefix.expand(len(suffixes))
-    hidden = policy.hidden(ids, mask, positions[:, prefix.length :], cache)
-    return cache, mask, positions[:, -1:] + 1, policy.logits(hidden[:, -1])
+def _families(prompts: Sequence[Ids], common: int) -> list[list[int]]:
+    """Rows that share at least half of what lies behind the common tokens, as those of one passage do."""
+    found: list[list[int]] = []
+    for row in sorted(range(len(prompts)), key=lambda i: (tuple(prompts[i]), i)):
+        own = len(prompts[row]) - common
+        if found and 2 * (alike(prompts[found[-1][-1]], prompts[row]) - common) >= own:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
 
 
 def _decode(
@@ -85,7 +82,8 @@ def _decode(
     generator: torch.Generator | None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Decodes one batch; yields (row, completion) as rows finish."""
-    cache, mask, position, logits = _prefill(policy, prefix, prompts, rows)
+    cache, mask, position, last = prefill(policy, prefix, [prompts[i] for i in rows])
+    logits = policy.logits(last)
     live, texts = list(rows), {row: list[int]() for row in rows}
     eos = policy.tokenizer.eos_token_id
     for step in range(max_new_tokens):
@@ -135,22 +133,40 @@ def score_answers(
     prefix = SharedPrefix(policy, prompts)
     scores: list[list[float]] = [[] for _ in prompts]
     widest = max((len(choices) for choices in answers), default=1)
-    for rows in _batches(prompts, max(1, batch_size // widest), progress):
-        cache, mask, position, logits = _prefill(policy, prefix, prompts, rows)
-        owner = torch.tensor([i for i, row in enumerate(rows) for _ in answers[row]], device=policy.device)
-        flat = [answer for row in rows for answer in answers[row]]
-        # One tree step: every answer continues its own prompt's cache.
-        cache.batch_select_indices(owner)
-        ids, answer_mask = pad(flat, pad_id(policy.tokenizer), "right", policy.device)
-        if ids.shape[1] > 1:
-            inputs, grown = ids[:, :-1], torch.cat([mask[owner], answer_mask[:, :-1]], dim=1)
-            steps = torch.arange(inputs.shape[1], device=policy.device)
-            hidden = policy.hidden(inputs, grown, position[owner] + steps, cache)
-            predicted = torch.cat([logits[owner].unsqueeze(1), policy.logits(hidden)], dim=1)
-        else:
-            predicted = logits[owner].unsqueeze(1)
-        logprobs = predicted.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-        totals = (logprobs * answer_mask).sum(1)
-        for i, total in zip(owner.tolist(), totals.tolist(), strict=True):
-            scores[rows[i]].append(total)
+    score = _score_tree if reads_trees(policy) else _score_behind_prompts
+    for rows in _batches(prompts, prefix.length, max(1, batch_size // widest), progress):
+        owners = [row for row in rows for _ in answers[row]]
+        found = score(policy, prefix, [prompts[i] for i in rows], [answers[i] for i in rows])
+        for row, total in zip(owners, found.tolist(), strict=True):
+            scores[row].append(total)
     return scores
+
+
+def _score_tree(
+    policy: Policy, prefix: SharedPrefix, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]
+) -> Tensor:
+    """Log-probabilities of all answers, (answers,): prompts and answers are one tree, read in one forward."""
+    pairs = [(p, answer) for p, choices in zip(prompts, answers, strict=True) for answer in choices]
+    read = read_completions(policy, [p for p, _ in pairs], [a for _, a in pairs], prefix=prefix)
+    log_p = policy.logits(read.hidden).log_softmax(-1)
+    return (log_p[read.which, read.targets] * read.mask).sum(1)
+
+
+def _score_behind_prompts(
+    policy: Policy, prefix: SharedPrefix, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]
+) -> Tensor:
+    """The same in two steps, where attention can't be told of a tree: every answer continues its own prompt's
+    cache."""
+    cache, mask, position, last = prefill(policy, prefix, prompts)
+    owner = torch.tensor([i for i, choices in enumerate(answers) for _ in choices], device=policy.device)
+    cache.batch_select_indices(owner)
+    flat = [answer for choices in answers for answer in choices]
+    ids, answer_mask = pad(flat, pad_id(policy.tokenizer), "right", policy.device)
+    predicted = policy.logits(last)[owner].unsqueeze(1)
+    if ids.shape[1] > 1:
+        inputs, grown = ids[:, :-1], torch.cat([mask[owner], answer_mask[:, :-1]], dim=1)
+        steps = torch.arange(inputs.shape[1], device=policy.device)
+        hidden = policy.hidden(inputs, grown, position[owner] + steps, cache)
+        predicted = torch.cat([predicted, policy.logits(hidden)], dim=1)
+    logprobs = predicted.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return (logprobs * answer_mask).sum(1)

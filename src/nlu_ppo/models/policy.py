@@ -54,6 +54,7 @@ class Policy:
         self.head: Any = self.base.get_output_embeddings()
         self.device: torch.device = next(model.parameters()).device
         self.value_head: ValueHead | None = None
+        self.reads_trees: bool | None = None  # not known before inference.reading tries it
         self._frozen: Policy | None = None
         self._softcap = getattr(self.base.config, "final_logit_softcapping", None)
         self._check_split()
@@ -83,14 +84,19 @@ class Policy:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: DynamicCache | None = None,
+        **attention: Any,
     ) -> Tensor:
-        """Last hidden states of the trunk, (rows, tokens, hidden). With a `cache` the tokens follow it."""
+        """Last hidden states of the trunk, (rows, tokens, hidden). With a `cache` the tokens follow it.
+
+        What else is given goes to the model's attention function.
+        """
         out = self.trunk(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
+            **attention,
         )
         return out.last_hidden_state
 

@@ -1,18 +1,20 @@
 """One forward path for old, new and reference policy: log-probabilities, values and entropy of completions.
 
-The rows' common prefix runs once, with gradient, and only positions that predict a completion token meet the
-output head. Loss and gradients equal those of plain padded rows (tests/test_shared_prefix.py).
+What the rows share runs once, with gradient, and only states that predict a completion token meet the output
+head, each once. Loss and gradients equal those of plain padded rows (tests/test_shared_prefix.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
+from nlu_ppo.config import PPOConfig
+from nlu_ppo.inference.reading import read_completions, reads_trees
+from nlu_ppo.inference.tree import bundles
 from nlu_ppo.models.policy import Policy
 
 
@@ -39,27 +41,34 @@ def score_completions(
 
     Args:
         temperature: that of the sampling distribution softmax(logits / temperature).
-        share_prefix: run the prompts' common prefix once; otherwise every row runs it (the plain way).
+        share_prefix: run common prefixes once; otherwise every row runs all of its tokens (the plain way).
     """
-    prefix = SharedPrefix(policy, prompts, limit=None if share_prefix else 0)
-    # The last completion token predicts nothing, so that it never enters the model.
-    rows = [[*p[prefix.length :], *c[:-1]] for p, c in zip(prompts, completions, strict=True)]
-    ids, row_mask = pad(rows, pad_id(policy.tokenizer), "right", policy.device)
-    targets, target_mask = pad(completions, 0, "right", policy.device)
-    mask = torch.cat([row_mask.new_ones(len(rows), prefix.length), row_mask], dim=1)
-    positions = torch.arange(prefix.length, mask.shape[1], device=policy.device).expand(len(rows), -1)
-    cache = prefix.expand(len(rows)) if prefix.length else None
-    hidden = policy.hidden(ids, mask, positions, cache)
-
-    # Column of `hidden` that predicts completion token t of a row: its last prompt token, plus t.
-    starts = torch.tensor([len(p) - prefix.length - 1 for p in prompts], device=policy.device)
-    columns = starts.unsqueeze(1) + torch.arange(targets.shape[1], device=policy.device)
-    columns = columns.clamp(max=hidden.shape[1] - 1)
-    picked = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-
-    log_p = (policy.logits(picked) / temperature).log_softmax(-1)
-    logprobs = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    read = read_completions(policy, prompts, completions, share_prefix)
+    log_p = (policy.logits(read.hidden) / temperature).log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
-    values = policy.values(picked) if with_values else torch.zeros_like(logprobs)
-    weights = target_mask.to(logprobs.dtype)
-    return Scored(logprobs * weights, values * weights, entropy * weights, weights)
+    values = policy.values(read.hidden) if with_values else torch.zeros_like(entropy)
+    weights = read.mask.to(log_p.dtype)
+    return Scored(
+        logprobs=log_p[read.which, read.targets] * weights,
+        values=values[read.which] * weights,
+        entropy=entropy[read.which] * weights,
+        mask=weights,
+    )
+
+
+def micro_batches(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    config: PPOConfig,
+) -> Iterator[list[int]]:
+    """Row numbers, a forward at a time: rows that share most together, or else rows of similar length."""
+    if config.share_prefix and reads_trees(policy):
+        rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+        yield from bundles(rows, config.micro_batch_size, config.micro_batch_tokens)
+        return
+    longest = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    fitting = config.micro_batch_tokens // longest if config.micro_batch_tokens else config.micro_batch_size
+    order, size = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), max(1, fitting)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

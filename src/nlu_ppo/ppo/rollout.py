@@ -12,7 +12,7 @@ from nlu_ppo.config import PPOConfig
 from nlu_ppo.inference.decoder import generate
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import Scored, score_completions
+from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions
 from nlu_ppo.prompting import Prompt
 from nlu_ppo.tasks.record import Example, Label
 
@@ -95,23 +95,25 @@ def _score(
     with_values: bool,
 ) -> Scored:
     """Scores in micro-batches like the update's, padded to one width."""
+    batches = list(micro_batches(policy, prompts, completions, config))
     parts = [
         score_completions(
             policy,
-            prompts[start : start + config.micro_batch_size],
-            completions[start : start + config.micro_batch_size],
+            [prompts[i] for i in rows],
+            [completions[i] for i in rows],
             temperature=config.temperature,
             share_prefix=config.share_prefix,
             with_values=with_values,
         )
-        for start in range(0, len(prompts), config.micro_batch_size)
+        for rows in batches
     ]
     width = max(part.mask.shape[1] for part in parts)
+    back = torch.tensor([i for rows in batches for i in rows], device=policy.device).argsort()
 
     def join(name: str) -> Tensor:
         return torch.cat(
             [torch.nn.functional.pad(getattr(p, name), (0, width - getattr(p, name).shape[1])) for p in parts]
-        )
+        )[back]
 
     return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"))
 

@@ -12,7 +12,7 @@ import torch
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import score_completions
+from nlu_ppo.ppo.forward import micro_batches, score_completions
 from nlu_ppo.ppo.rollout import Rollouts
 
 
@@ -43,7 +43,7 @@ def update(
     for minibatch in _minibatches(len(rollouts.completions), config, generator):
         optimizer.zero_grad(set_to_none=True)
         tokens, approx_kl = rollouts.mask[minibatch].sum(), 0.0
-        for rows in _micro_batches(rollouts, minibatch, config.micro_batch_size):
+        for rows in _micro_batches(policy, rollouts, minibatch, config):
             terms, ratio_error = _losses(policy, rollouts, rows, config)
             loss = (
                 terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
@@ -89,11 +89,13 @@ def _minibatches(rows: int, config: PPOConfig, generator: torch.Generator) -> It
             yield order[start : start + config.minibatch_size]
 
 
-def _micro_batches(rollouts: Rollouts, rows: list[int], size: int) -> Iterator[list[int]]:
-    """Rows of similar length together: less padding, the same sum of gradients."""
-    rows = sorted(rows, key=lambda i: len(rollouts.prompts[i]))
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _micro_batches(
+    policy: Policy, rollouts: Rollouts, rows: list[int], config: PPOConfig
+) -> Iterator[list[int]]:
+    """The minibatch in parts whose gradients add up to its own."""
+    prompts, completions = ([x[i] for i in rows] for x in (rollouts.prompts, rollouts.completions))
+    for part in micro_batches(policy, prompts, completions, config):
+        yield [rows[i] for i in part]
 
 
 def _losses(

@@ -5,9 +5,11 @@ It only speaks: what it says changes no result. After a resume it begins with an
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from statistics import fmean, pstdev
+from itertools import pairwise
+from statistics import fmean
 
 from nlu_ppo.tasks.record import Label
 
@@ -17,7 +19,7 @@ ONE_LABEL = 0.95  # of the answers: the policy hardly says anything else ...
 UNLESS_GOLD = 0.8  # ... though the gold labels do
 NEGATIVE_KL = -0.1  # nats per completion, mean of a window: sampling noise stays well above
 USELESS_VALUES = -1.0  # explained variance: errors twice as large as those of a constant
-RISE, FALL = 2.0, 0.1  # of the reward, in deviations of a batch's mean; of the accuracy, as a share
+RISE, FALL = 1.0, 0.1  # of the reward, in deviations of one batch's mean; of the accuracy, as a share
 
 
 class Watch:
@@ -107,7 +109,8 @@ class Watch:
 
     def _reward_without_accuracy(self) -> str | None:
         rewards = [values["train/reward"] for values in self._first]
-        noise = pstdev(rewards)
+        # From the differences of neighbours, which a trend within these steps hardly touches (von Neumann 1941).
+        noise = math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(rewards)) / 2)
         rise = self._mean("train/reward") - fmean(rewards)
         fall = fmean(values["train/accuracy"] for values in self._first) - self._mean("train/accuracy")
         if rise < RISE * max(noise, 1e-6) or fall < FALL:
