@@ -120,9 +120,9 @@ def test_passages_with_several_questions(
     rows, tokens = nested(), []
     monkeypatch.setattr(policy, "reads_trees", tree)
 
-    def counted(policy: Policy, tree: object, cache: object = None) -> torch.Tensor:
+    def counted(policy: Policy, tree: object, *others: object) -> torch.Tensor:
         tokens.append(len(tree))
-        return read_tree(policy, tree, cache)
+        return read_tree(policy, tree, *others)
 
     monkeypatch.setattr(reading, "read_tree", counted)
     completions = generate(policy, rows, 8, batch_size=batch_size)

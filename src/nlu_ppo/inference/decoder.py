@@ -8,10 +8,12 @@ judgement tag.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from nlu_ppo.inference.cache import make_room
 from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
 from nlu_ppo.inference.reading import prefill, read_completions, reads_trees
 from nlu_ppo.inference.tree import Ids, alike
@@ -40,9 +42,35 @@ def generate(
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
     for rows in _batches(prompts, prefix.length, batch_size, progress):
-        for row, ids in _decode(policy, prefix, prompts, rows, max_new_tokens, temperature, generator):
-            completions[row] = ids
+        for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, temperature, generator):
+            completions[drawn.row] = drawn.ids
     return completions
+
+
+@torch.inference_mode()
+def draw(
+    policy: Policy,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[list[list[int]], list[list[Tensor]]]:
+    """One completion of each prompt in one batch, and the hidden states that each of its tokens was drawn from."""
+    prefix, order = SharedPrefix(policy, prompts), list(range(len(prompts)))
+    drawn = sorted(
+        _decode(policy, prefix, prompts, order, max_new_tokens, temperature, generator, keep_states=True),
+        key=lambda found: found.row,
+    )
+    return [d.ids for d in drawn], [d.states for d in drawn]
+
+
+@dataclass
+class Drawn:
+    """A completion, and the states, (hidden,) each, that predict its tokens, if they are kept."""
+
+    row: int
+    ids: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
 
 
 def _batches(
@@ -80,19 +108,22 @@ def _decode(
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator | None,
-) -> Iterator[tuple[int, list[int]]]:
-    """Decodes one batch; yields (row, completion) as rows finish."""
+    keep_states: bool = False,
+) -> Iterator[Drawn]:
+    """Decodes one batch; yields completions as they end."""
     cache, mask, position, last = prefill(policy, prefix, [prompts[i] for i in rows])
-    logits = policy.logits(last)
-    live, texts = list(rows), {row: list[int]() for row in rows}
+    make_room(cache, max_new_tokens)
+    live = [Drawn(row) for row in rows]
     eos = policy.tokenizer.eos_token_id
     for step in range(max_new_tokens):
-        tokens = _choose(logits, temperature, generator)
+        tokens = _choose(policy.logits(last), temperature, generator)
         keep = []
-        for i, (row, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
-            texts[row].append(token)
-            if token == eos or step + 1 == max_new_tokens or CLOSE in policy.tokenizer.decode(texts[row]):
-                yield row, texts[row]
+        for i, (drawn, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
+            drawn.ids.append(token)
+            if keep_states:
+                drawn.states.append(last[i])
+            if token == eos or step + 1 == max_new_tokens or CLOSE in policy.tokenizer.decode(drawn.ids):
+                yield drawn
             else:
                 keep.append(i)
         if not keep:
@@ -103,15 +134,18 @@ def _decode(
             mask, position, tokens = mask[index], position[index], tokens[index]
             live = [live[i] for i in keep]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-        hidden = policy.hidden(tokens.unsqueeze(1), mask, position, cache)
-        logits, position = policy.logits(hidden[:, -1]), position + 1
+        last = policy.hidden(tokens.unsqueeze(1), mask, position, cache)[:, -1]
+        position = position + 1
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     if temperature == 0.0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits / temperature, -1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    # The inverse of the cumulated distribution: one random number a row, where torch.multinomial draws one a token.
+    cumulated = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    drawn = torch.rand(len(logits), 1, dtype=cumulated.dtype, device=logits.device, generator=generator)
+    # scaled by the sum, which rounding leaves a little off 1; right=True passes over tokens of probability 0
+    return torch.searchsorted(cumulated, drawn * cumulated[:, -1:], right=True).squeeze(1)
 
 
 @torch.inference_mode()
@@ -148,8 +182,8 @@ def _score_tree(
     """Log-probabilities of all answers, (answers,): prompts and answers are one tree, read in one forward."""
     pairs = [(p, answer) for p, choices in zip(prompts, answers, strict=True) for answer in choices]
     read = read_completions(policy, [p for p, _ in pairs], [a for _, a in pairs], prefix=prefix)
-    log_p = policy.logits(read.hidden).log_softmax(-1)
-    return (log_p[read.which, read.targets] * read.mask).sum(1)
+    logprobs, _ = policy.token_logprobs(read.hidden, read.which, read.targets)
+    return (logprobs * read.mask).sum(1)
 
 
 def _score_behind_prompts(

@@ -32,7 +32,8 @@ class SharedPrefix:
             ids = torch.tensor([rows[0][: self.length]], device=policy.device)
             positions = torch.arange(self.length, device=policy.device).unsqueeze(0)
             cache = DynamicCache()
-            policy.hidden(ids, position_ids=positions, cache=cache)
+            # nobody asks for the states; one, since an MLP may not like to be run on nothing
+            policy.hidden(ids, position_ids=positions, cache=cache, wanted=positions[0, -1:])
             layers: list[Any] = list(cache.layers)
             self._layers = [(layer.keys, layer.values) for layer in layers]
 

@@ -45,7 +45,7 @@ def read(
     share: bool = True,
     prefix: SharedPrefix | None = None,
 ) -> Reading:
-    """Reads rows with gradient, from `first` of each on; what comes before may be shared and not be given back.
+    """Reads rows with gradient. States are given from `first` of each on; others are undefined or left out.
 
     Args:
         share: run common prefixes once; otherwise every row runs all of its tokens (the plain way).
@@ -55,25 +55,28 @@ def read(
     if share and reads_trees(policy):
         tree = build(rows, skip, LEAST)
         if _worth(tree, [len(row) - skip for row in rows]):
-            return Reading(read_tree(policy, tree, prefix.expand(1) if prefix else None), tree.places, skip)
+            wanted = [p for path, f in zip(tree.places, first, strict=True) for p in path[f - skip :]]
+            hidden = read_tree(policy, tree, prefix.expand(1) if prefix else None, wanted)
+            return Reading(hidden, tree.places, skip)
         limit = 0  # there is little to share
-    return _read_padded(policy, rows, prefix or SharedPrefix(policy, rows, limit=limit))
+    return _read_padded(policy, rows, first, prefix or SharedPrefix(policy, rows, limit=limit))
 
 
 def _worth(tree: TokenTree, lengths: Sequence[int]) -> bool:
     return len(tree) <= WORTH * len(lengths) * max(lengths)
 
 
-def _read_padded(policy: Policy, rows: Sequence[Ids], prefix: SharedPrefix) -> Reading:
+def _read_padded(policy: Policy, rows: Sequence[Ids], first: Sequence[int], prefix: SharedPrefix) -> Reading:
     """Padded rows behind the one prefix that all share."""
     suffixes = [row[prefix.length :] for row in rows]
     ids, mask = pad(suffixes, pad_id(policy.tokenizer), "right", policy.device)
     mask = torch.cat([mask.new_ones(len(rows), prefix.length), mask], dim=1)
     positions = torch.arange(prefix.length, mask.shape[1], device=policy.device).expand(len(rows), -1)
     cache = prefix.expand(len(rows)) if prefix.length else None
-    hidden = policy.hidden(ids, mask, positions, cache)
     starts = range(0, ids.numel(), ids.shape[1])
     places = tuple(range(start, start + len(s)) for start, s in zip(starts, suffixes, strict=True))
+    wanted = [p for path, f in zip(places, first, strict=True) for p in path[f - prefix.length :]]
+    hidden = policy.hidden(ids, mask, positions, cache, _distinct(wanted, policy))
     return Reading(hidden.flatten(0, 1), places, prefix.length)
 
 
@@ -128,13 +131,14 @@ def prefill(
     tree = build(rows, prefix.length, LEAST) if reads_trees(policy) else None
     if tree is not None and _worth(tree, [len(s) for s in suffixes]):
         packed = prefix.expand(1)
-        hidden = read_tree(policy, tree, packed)
+        last_places = [path[-1] for path in tree.places]
+        hidden = read_tree(policy, tree, packed, last_places)
         places, mask = pad(
             [[p + prefix.length for p in path] for path in tree.places], 0, "left", policy.device
         )
         shared = torch.arange(prefix.length, device=policy.device).expand(len(rows), -1)
         cache = _unpacked(packed, torch.cat([shared, places], dim=1))
-        last = hidden[torch.tensor([path[-1] for path in tree.places], device=policy.device)]
+        last = hidden[torch.tensor(last_places, device=policy.device)]
         mask = torch.cat([torch.ones_like(shared), mask], dim=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
     else:
@@ -142,7 +146,8 @@ def prefill(
         mask = torch.cat([mask.new_ones(len(rows), prefix.length), mask], dim=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = prefix.expand(len(rows))
-        last = policy.hidden(ids, mask, positions[:, prefix.length :], cache)[:, -1]
+        ends = torch.arange(1, len(rows) + 1, device=policy.device) * ids.shape[1] - 1
+        last = policy.hidden(ids, mask, positions[:, prefix.length :], cache, ends)[:, -1]
     return cache, mask, positions[:, -1:] + 1, last
 
 
@@ -159,18 +164,26 @@ def _unpacked(packed: DynamicCache, index: Tensor) -> DynamicCache:
     return cache
 
 
-def read_tree(policy: Policy, tree: TokenTree, cache: DynamicCache | None = None) -> Tensor:
+def read_tree(
+    policy: Policy, tree: TokenTree, cache: DynamicCache | None = None, wanted: Sequence[int] | None = None
+) -> Tensor:
     """Hidden states, (tokens, hidden), of a packed row.
 
     Args:
         cache: of one row that stands before the tree; the tree's own keys and values are added to it.
+        wanted: places whose states are asked for, perhaps more than once; all if `None`.
     """
     parts = tree_attention.plan(tree, cache.get_seq_length() if cache is not None else 0, policy.device)
     ids = torch.tensor([tree.ids], device=policy.device)
     positions = torch.tensor([tree.positions], device=policy.device)
     # A mask of four dimensions is taken as it is, and tree attention has no use for any.
     mask = torch.zeros(1, 1, 1, 1, device=policy.device, dtype=policy.base.dtype)
-    return policy.hidden(ids, mask, positions, cache, tree=parts).squeeze(0)
+    asked = None if wanted is None else _distinct(wanted, policy)
+    return policy.hidden(ids, mask, positions, cache, asked, tree=parts).squeeze(0)
+
+
+def _distinct(places: Sequence[int], policy: Policy) -> Tensor:
+    return torch.tensor(sorted(set(places)), device=policy.device)
 
 
 def reads_trees(policy: Policy) -> bool:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.lean import make_lean
+from nlu_ppo.models.memory import keep_freed_memory
+from nlu_ppo.models.token_logprobs import token_logprobs
 
 
 class ValueHead(nn.Module):
@@ -57,7 +60,14 @@ class Policy:
         self.reads_trees: bool | None = None  # not known before inference.reading tries it
         self._frozen: Policy | None = None
         self._softcap = getattr(self.base.config, "final_logit_softcapping", None)
+        layers = getattr(self.trunk, "layers", None) or getattr(self.trunk, "h", None)
+        self._last_layer: Any = layers[-1] if layers else None
+        self._short_mlp = False
         self._check_split()
+        self._short_mlp = self._try_short_mlp()
+        make_lean(model)
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @property
     def has_adapter(self) -> bool:
@@ -84,21 +94,71 @@ class Policy:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: DynamicCache | None = None,
+        wanted: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
         """Last hidden states of the trunk, (rows, tokens, hidden). With a `cache` the tokens follow it.
 
-        What else is given goes to the model's attention function.
+        Args:
+            wanted: tokens whose states are asked for, counted over all rows; those of others are undefined. Behind
+                the last layer's attention tokens don't meet any more, so that only these need its MLP.
+            attention: goes to the model's attention function.
         """
-        out = self.trunk(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **attention,
-        )
+        with self._last_mlp_for(wanted):
+            out = self.trunk(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                **attention,
+            )
         return out.last_hidden_state
+
+    @contextlib.contextmanager
+    def _last_mlp_for(self, wanted: Tensor | None) -> Iterator[None]:
+        # checkpointing runs the layer again in backward, when the hooks are gone
+        if (
+            wanted is None
+            or not self._short_mlp
+            or getattr(self._last_layer, "gradient_checkpointing", False)
+        ):
+            yield
+            return
+        shape = torch.Size()
+
+        def choose(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            nonlocal shape
+            (x,) = inputs
+            shape = x.shape
+            return x.flatten(0, 1).index_select(0, wanted).unsqueeze(0)
+
+        def put_back(_: nn.Module, __: tuple[Tensor], x: Tensor) -> Tensor:
+            rows = x.new_zeros(shape[0] * shape[1], x.shape[-1])
+            return rows.index_copy(0, wanted, x.squeeze(0)).unflatten(0, shape[:2])
+
+        mlp = self._last_layer.mlp
+        hooks = [mlp.register_forward_pre_hook(choose), mlp.register_forward_hook(put_back)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _try_short_mlp(self) -> bool:
+        """Whether the last layer has an MLP that can be run for the wanted tokens only, tried once."""
+        if not isinstance(getattr(self._last_layer, "mlp", None), nn.Module):
+            return False
+        ids = torch.arange(1, 9, device=self.device).unsqueeze(0) % self.base.config.vocab_size
+        wanted = torch.tensor([2, 7], device=self.device)
+        with torch.inference_mode():
+            whole = self.hidden(ids)[0, wanted]
+            self._short_mlp = True
+            try:
+                found = self.hidden(ids, wanted=wanted)[0, wanted]
+            except (TypeError, ValueError, RuntimeError):  # it takes or gives something else
+                return False
+        return torch.allclose(found, whole, rtol=1e-2, atol=1e-2)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits in float32, (..., vocabulary), of the given hidden states."""
@@ -106,6 +166,38 @@ class Policy:
         if self._softcap:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
+
+    def token_logprobs(
+        self,
+        hidden: Tensor,
+        states: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of targets under softmax(logits / temperature), and entropies in nats.
+
+        Args:
+            hidden: states that predict a token, (S, hidden).
+            states: which of them predicts each target, any shape.
+            targets: token ids, of the same shape.
+            entropy_gradient: entropies pass a gradient on; otherwise they are for watching only.
+
+        Returns:
+            log-probabilities, of the targets' shape, and entropies of the states, (S,); float32 at least.
+        """
+        if self._plain_head:
+            return token_logprobs(
+                hidden, self.head.weight, self.head.bias, states, targets, temperature, entropy_gradient
+            )
+        log_p = (self.logits(hidden) / temperature).log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        return log_p[states, targets], entropy if entropy_gradient else entropy.detach()
+
+    @property
+    def _plain_head(self) -> bool:
+        """Whether the head is a frozen linear layer and nothing else."""
+        return type(self.head) is nn.Linear and not self.head.weight.requires_grad and not self._softcap
 
     def values(self, hidden: Tensor) -> Tensor:
         """The critic's estimate, (...), of the given hidden states."""

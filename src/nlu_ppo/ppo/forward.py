@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from nlu_ppo.config import PPOConfig
-from nlu_ppo.inference.reading import read_completions, reads_trees
+from nlu_ppo.inference.prefix import pad
+from nlu_ppo.inference.reading import Predictors, read_completions, reads_trees
 from nlu_ppo.inference.tree import bundles
 from nlu_ppo.models.policy import Policy
 
@@ -36,20 +38,50 @@ def score_completions(
     temperature: float = 1.0,
     share_prefix: bool = True,
     with_values: bool = True,
+    entropy_gradient: bool = True,
 ) -> Scored:
     """Scores `completions` behind their `prompts` under the policy as it is now.
 
     Args:
         temperature: that of the sampling distribution softmax(logits / temperature).
         share_prefix: run common prefixes once; otherwise every row runs all of its tokens (the plain way).
+        entropy_gradient: entropies pass a gradient on; otherwise they are for watching only.
     """
     read = read_completions(policy, prompts, completions, share_prefix)
-    log_p = (policy.logits(read.hidden) / temperature).log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
+    return _scored(policy, read, temperature, with_values, entropy_gradient)
+
+
+def score_states(
+    policy: Policy,
+    states: Sequence[Sequence[Tensor]],
+    completions: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+) -> Scored:
+    """Scores of completions whose predicting states are known from drawing them.
+
+    Args:
+        states: per completion the hidden states, (hidden,) each, that predict its tokens.
+    """
+    ends = accumulate(map(len, completions))
+    rows = [range(end - len(c), end) for end, c in zip(ends, completions, strict=True)]
+    which, _ = pad(rows, 0, "right", policy.device)
+    targets, mask = pad(completions, 0, "right", policy.device)
+    hidden = torch.stack([state for row in states for state in row])
+    read = Predictors(hidden, which, targets, mask)
+    return _scored(policy, read, temperature, with_values=True, entropy_gradient=False)
+
+
+def _scored(
+    policy: Policy, read: Predictors, temperature: float, with_values: bool, entropy_gradient: bool
+) -> Scored:
+    logprobs, entropy = policy.token_logprobs(
+        read.hidden, read.which, read.targets, temperature, entropy_gradient
+    )
     values = policy.values(read.hidden) if with_values else torch.zeros_like(entropy)
-    weights = read.mask.to(log_p.dtype)
+    weights = read.mask.to(logprobs.dtype)
     return Scored(
-        logprobs=log_p[read.which, read.targets] * weights,
+        logprobs=logprobs * weights,
         values=values[read.which] * weights,
         entropy=entropy[read.which] * weights,
         mask=weights,

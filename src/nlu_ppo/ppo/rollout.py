@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from nlu_ppo.config import PPOConfig
-from nlu_ppo.inference.decoder import generate
+from nlu_ppo.inference.decoder import draw
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions
+from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions, score_states
 from nlu_ppo.prompting import Prompt
 from nlu_ppo.tasks.record import Example, Label
 
@@ -52,12 +52,13 @@ def collect(
         max_new_tokens: longest completion; what hasn't closed its tag by then counts as unparsable.
     """
     ids = [p.ids for p in prompts]
-    completions = generate(
-        policy, ids, max_new_tokens, temperature=config.temperature, generator=generator, batch_size=len(ids)
-    )
+    completions, states = draw(policy, ids, max_new_tokens, config.temperature, generator)
     texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
     judged = [judge(text, example) for text, example in zip(texts, examples, strict=True)]
-    old = _score(policy, ids, completions, config, with_values=True)
+    if policy.trunk.dtype == torch.float32:
+        old = score_states(policy, states, completions, temperature=config.temperature)
+    else:  # decoding and training round differently, by more than the clip range forgives: the same path for both
+        old = _score(policy, ids, completions, config, with_values=True)
     with policy.reference() as reference:
         ref = _score(reference, ids, completions, config, with_values=False)
 

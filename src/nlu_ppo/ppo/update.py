@@ -107,6 +107,7 @@ def _losses(
         [rollouts.completions[i] for i in rows],
         temperature=config.temperature,
         share_prefix=config.share_prefix,
+        entropy_gradient=config.entropy_coef != 0,
     )
     width = new.mask.shape[1]  # rows of this micro-batch may all be shorter than the batch's longest
     old = {
