@@ -47,6 +47,21 @@ def generate(
     return completions
 
 
+@dataclass
+class Drawn:
+    """A completion of row `row` of the prompts.
+
+    Attributes:
+        logprobs: of its tokens in the distribution that they were drawn from, () each; empty if greedy.
+        states: that its tokens were drawn from, (hidden,) each; empty if greedy.
+    """
+
+    row: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+
+
 @torch.inference_mode()
 def draw(
     policy: Policy,
@@ -54,23 +69,11 @@ def draw(
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator,
-) -> tuple[list[list[int]], list[list[Tensor]]]:
-    """One completion of each prompt in one batch, and the hidden states that each of its tokens was drawn from."""
+) -> list[Drawn]:
+    """One completion of each prompt, in one batch."""
     prefix, order = SharedPrefix(policy, prompts), list(range(len(prompts)))
-    drawn = sorted(
-        _decode(policy, prefix, prompts, order, max_new_tokens, temperature, generator, keep_states=True),
-        key=lambda found: found.row,
-    )
-    return [d.ids for d in drawn], [d.states for d in drawn]
-
-
-@dataclass
-class Drawn:
-    """A completion, and the states, (hidden,) each, that predict its tokens, if they are kept."""
-
-    row: int
-    ids: list[int] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
+    found = _decode(policy, prefix, prompts, order, max_new_tokens, temperature, generator)
+    return sorted(found, key=lambda drawn: drawn.row)
 
 
 def _batches(
@@ -108,7 +111,6 @@ def _decode(
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator | None,
-    keep_states: bool = False,
 ) -> Iterator[Drawn]:
     """Decodes one batch; yields completions as they end."""
     cache, mask, position, last = prefill(policy, prefix, [prompts[i] for i in rows])
@@ -116,11 +118,12 @@ def _decode(
     live = [Drawn(row) for row in rows]
     eos = policy.tokenizer.eos_token_id
     for step in range(max_new_tokens):
-        tokens = _choose(policy.logits(last), temperature, generator)
+        tokens, logprobs = _choose(policy.logits(last), temperature, generator)
         keep = []
         for i, (drawn, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             drawn.ids.append(token)
-            if keep_states:
+            if logprobs is not None:
+                drawn.logprobs.append(logprobs[i])
                 drawn.states.append(last[i])
             if token == eos or step + 1 == max_new_tokens or CLOSE in policy.tokenizer.decode(drawn.ids):
                 yield drawn
@@ -138,14 +141,19 @@ def _decode(
         position = position + 1
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+def _choose(
+    logits: Tensor, temperature: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """A token of each row, and its log-probability if it is drawn."""
     if temperature == 0.0:
-        return logits.argmax(-1)
+        return logits.argmax(-1), None
     # The inverse of the cumulated distribution: one random number a row, where torch.multinomial draws one a token.
-    cumulated = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    cumulated = probabilities.cumsum(-1)
     drawn = torch.rand(len(logits), 1, dtype=cumulated.dtype, device=logits.device, generator=generator)
     # scaled by the sum, which rounding leaves a little off 1; right=True passes over tokens of probability 0
-    return torch.searchsorted(cumulated, drawn * cumulated[:, -1:], right=True).squeeze(1)
+    tokens = torch.searchsorted(cumulated, drawn * cumulated[:, -1:], right=True)
+    return tokens.squeeze(1), probabilities.gather(1, tokens).log().to(logits.dtype).squeeze(1)
 
 
 @torch.inference_mode()

@@ -27,9 +27,10 @@ class SharedPrefix:
     def __init__(self, policy: Policy, rows: Sequence[Sequence[int]], limit: int | None = None) -> None:
         length = common_prefix_length(rows)
         self.length = length if limit is None else min(length, limit)
+        self.ids = tuple(rows[0][: self.length]) if self.length else ()
         self._layers: list[tuple[Tensor, Tensor]] = []
         if self.length:
-            ids = torch.tensor([rows[0][: self.length]], device=policy.device)
+            ids = torch.tensor([self.ids], device=policy.device)
             positions = torch.arange(self.length, device=policy.device).unsqueeze(0)
             cache = DynamicCache()
             # nobody asks for the states; one, since an MLP may not like to be run on nothing

@@ -58,6 +58,7 @@ class Policy:
         self.device: torch.device = next(model.parameters()).device
         self.value_head: ValueHead | None = None
         self.reads_trees: bool | None = None  # not known before inference.reading tries it
+        self.reference_prefix: Any = None  # what ppo.rollout keeps of it as a reference
         self._frozen: Policy | None = None
         self._softcap = getattr(self.base.config, "final_logit_softcapping", None)
         layers = getattr(self.trunk, "layers", None) or getattr(self.trunk, "h", None)

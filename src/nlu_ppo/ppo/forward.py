@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from nlu_ppo.config import PPOConfig
-from nlu_ppo.inference.prefix import pad
-from nlu_ppo.inference.reading import Predictors, read_completions, reads_trees
+from nlu_ppo.inference.decoder import Drawn
+from nlu_ppo.inference.prefix import SharedPrefix
+from nlu_ppo.inference.reading import read_completions, reads_trees
 from nlu_ppo.inference.tree import bundles
 from nlu_ppo.models.policy import Policy
 
@@ -39,6 +39,7 @@ def score_completions(
     share_prefix: bool = True,
     with_values: bool = True,
     entropy_gradient: bool = True,
+    prefix: SharedPrefix | None = None,
 ) -> Scored:
     """Scores `completions` behind their `prompts` under the policy as it is now.
 
@@ -46,35 +47,9 @@ def score_completions(
         temperature: that of the sampling distribution softmax(logits / temperature).
         share_prefix: run common prefixes once; otherwise every row runs all of its tokens (the plain way).
         entropy_gradient: entropies pass a gradient on; otherwise they are for watching only.
+        prefix: one of these prompts that has been run already, under this policy.
     """
-    read = read_completions(policy, prompts, completions, share_prefix)
-    return _scored(policy, read, temperature, with_values, entropy_gradient)
-
-
-def score_states(
-    policy: Policy,
-    states: Sequence[Sequence[Tensor]],
-    completions: Sequence[Sequence[int]],
-    *,
-    temperature: float,
-) -> Scored:
-    """Scores of completions whose predicting states are known from drawing them.
-
-    Args:
-        states: per completion the hidden states, (hidden,) each, that predict its tokens.
-    """
-    ends = accumulate(map(len, completions))
-    rows = [range(end - len(c), end) for end, c in zip(ends, completions, strict=True)]
-    which, _ = pad(rows, 0, "right", policy.device)
-    targets, mask = pad(completions, 0, "right", policy.device)
-    hidden = torch.stack([state for row in states for state in row])
-    read = Predictors(hidden, which, targets, mask)
-    return _scored(policy, read, temperature, with_values=True, entropy_gradient=False)
-
-
-def _scored(
-    policy: Policy, read: Predictors, temperature: float, with_values: bool, entropy_gradient: bool
-) -> Scored:
+    read = read_completions(policy, prompts, completions, share_prefix, prefix)
     logprobs, entropy = policy.token_logprobs(
         read.hidden, read.which, read.targets, temperature, entropy_gradient
     )
@@ -86,6 +61,19 @@ def _scored(
         entropy=entropy[read.which] * weights,
         mask=weights,
     )
+
+
+def score_drawn(policy: Policy, drawn: Sequence[Drawn]) -> Scored:
+    """What drawing completions has said of them already; entropies, which nobody asks for there, are 0."""
+    width = max(len(d.ids) for d in drawn)
+
+    def padded(row: Tensor) -> Tensor:
+        return torch.nn.functional.pad(row, (0, width - len(row)))
+
+    logprobs = torch.stack([padded(torch.stack(d.logprobs)) for d in drawn])
+    values = torch.stack([padded(policy.values(torch.stack(d.states))) for d in drawn])
+    mask = torch.stack([padded(torch.ones(len(d.ids), device=logprobs.device)) for d in drawn])
+    return Scored(logprobs, values, torch.zeros_like(values), mask)
 
 
 def micro_batches(

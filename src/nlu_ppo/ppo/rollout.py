@@ -10,10 +10,11 @@ from torch import Tensor
 
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.inference.decoder import draw
+from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions, score_states
-from nlu_ppo.prompting import Prompt
+from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions, score_drawn
+from nlu_ppo.prompting import Prompt, common_prefix_length
 from nlu_ppo.tasks.record import Example, Label
 
 
@@ -52,15 +53,17 @@ def collect(
         max_new_tokens: longest completion; what hasn't closed its tag by then counts as unparsable.
     """
     ids = [p.ids for p in prompts]
-    completions, states = draw(policy, ids, max_new_tokens, config.temperature, generator)
+    drawn = draw(policy, ids, max_new_tokens, config.temperature, generator)
+    completions = [d.ids for d in drawn]
     texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
     judged = [judge(text, example) for text, example in zip(texts, examples, strict=True)]
     if policy.trunk.dtype == torch.float32:
-        old = score_states(policy, states, completions, temperature=config.temperature)
+        old = score_drawn(policy, drawn)
     else:  # decoding and training round differently, by more than the clip range forgives: the same path for both
         old = _score(policy, ids, completions, config, with_values=True)
     with policy.reference() as reference:
-        ref = _score(reference, ids, completions, config, with_values=False)
+        prefix = _reference_prefix(reference, ids) if config.share_prefix else None
+        ref = _score(reference, ids, completions, config, with_values=False, prefix=prefix)
 
     scores = torch.tensor([j[0] for j in judged], dtype=torch.float32, device=policy.device)
     if config.reward_clip is not None:
@@ -94,6 +97,7 @@ def _score(
     completions: Sequence[Sequence[int]],
     config: PPOConfig,
     with_values: bool,
+    prefix: SharedPrefix | None = None,
 ) -> Scored:
     """Scores in micro-batches like the update's, padded to one width."""
     batches = list(micro_batches(policy, prompts, completions, config))
@@ -105,6 +109,7 @@ def _score(
             temperature=config.temperature,
             share_prefix=config.share_prefix,
             with_values=with_values,
+            prefix=prefix,
         )
         for rows in batches
     ]
@@ -117,6 +122,18 @@ def _score(
         )[back]
 
     return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"))
+
+
+def _reference_prefix(reference: Policy, prompts: Sequence[Sequence[int]]) -> SharedPrefix | None:
+    """What the prompts begin with, run by the reference once for many batches, since it never changes.
+
+    A batch whose prompts have less in common replaces it, so that in the end it is what all batches share.
+    """
+    kept: SharedPrefix | None = reference.reference_prefix
+    common = prompts[0][: common_prefix_length(prompts)]
+    if kept is None or tuple(common[: kept.length]) != kept.ids:
+        kept = reference.reference_prefix = SharedPrefix(reference, prompts)
+    return kept if kept.length else None
 
 
 def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:
