@@ -58,6 +58,7 @@ bench-peers: $(STAMP) ## install the libraries that benchmarks compare with: a f
 
 bench: $(STAMP) ## all benchmarks, five rounds: meant to take an hour and a half
 	@$(BIN)/python -m benchmarks --name $(BENCH) $(ARGS)
+	@$(BIN)/python -m benchmarks --growth --name $(BENCH)
 
 bench-quick: $(STAMP) ## the main benchmarks, meant to take under 10 minutes; the last line is JSON
 	@$(BIN)/python -m benchmarks --quick $(ARGS)

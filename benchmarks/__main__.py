@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.contenders import ROOT, contenders
+from benchmarks.contenders import ONE_PREFIX, OURS, PLAIN, ROOT, contenders
+from benchmarks.growth import growth, is_growth
 from benchmarks.machine import describe
 from benchmarks.report import SHOWN, last_line, tables, write_page
 from benchmarks.results import RESULTS, Results
@@ -15,15 +16,20 @@ from benchmarks.session import Session, run_session
 from benchmarks.workload import DATA_CASE, Workload, built_in, shrunk
 
 QUICK_FILE = ROOT / "outputs" / "benchmarks" / "quick.json"
-QUICK = {"reference": ("ours", "trl_1_12", "trl_0_11"), "eval_5_shot": ("ours", "lm_eval")}
-QUICK_ROUNDS = 3
+QUICK = {"reference": (OURS, "trl_1_12", "trl_0_11"), "eval_5_shot": (OURS, "lm_eval")}
+ROUNDS, QUICK_ROUNDS = 5, 3
 QUICK_BUDGET = {"reference": 330.0, "eval_5_shot": 90.0}  # seconds, so that the whole stays under 10 minutes
-# Peers at the reference, where the comparison is theirs as well; elsewhere what a case changes is the question.
+GROWTH_ROUNDS = 3
+# All peers at the reference; elsewhere those that the question of a case is about.
+OUR_WAYS, WITH_TRL = (OURS, ONE_PREFIX, PLAIN), (OURS, PLAIN, "trl_1_12", "trl_0_11")
 PEERS_OF = {
-    "no_common": ("ours", "ours_plain"),
-    "ragged": ("ours", "ours_plain"),
-    "prompt_256_common_180": ("ours", "ours_plain"),
-    DATA_CASE: ("ours", "ours_plain"),
+    "all_linear": WITH_TRL,
+    "vocabulary_152k": WITH_TRL,
+    "prompt_256_common_90": WITH_TRL,
+    "prompt_256_common_180": OUR_WAYS,
+    "no_common": OUR_WAYS,
+    "ragged": OUR_WAYS,
+    DATA_CASE: OUR_WAYS,
 }
 
 
@@ -32,9 +38,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="few rounds of two cases; ends with one JSON line"
     )
+    parser.add_argument(
+        "--growth",
+        action="store_true",
+        help="the cases that show how time and memory grow, in place of the others",
+    )
     parser.add_argument("--case", action="append", help="measure only this one (may be repeated)")
     parser.add_argument("--contenders", help="comma-separated names, in place of the case's own")
-    parser.add_argument("--rounds", type=int, default=None, help="rounds of every case (default 5, quick 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=None, help="rounds of every case (default 5; quick and growth 3)"
+    )
     parser.add_argument("--append", action="store_true", help="add to the case's earlier rounds")
     parser.add_argument("--name", default="local", help="name of the result file in benchmarks/results/")
     parser.add_argument("--file", type=Path, help="a result file anywhere, in place of --name")
@@ -89,12 +102,18 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         session = run_session(
             workload,
             [known[c] for c in chosen],
-            options.rounds or (QUICK_ROUNDS if options.quick else 5),
+            options.rounds or _rounds(options, name),
             budget=QUICK_BUDGET[name] if options.quick else None,
             say=lambda text: print(text, flush=True),
             save=save,
         )
         results = earlier.plus(session)
+
+
+def _rounds(options: argparse.Namespace, case: str) -> int:
+    if options.quick:
+        return QUICK_ROUNDS
+    return GROWTH_ROUNDS if is_growth(case) else ROUNDS
 
 
 def _cases(options: argparse.Namespace) -> dict[str, Workload]:
@@ -103,7 +122,8 @@ def _cases(options: argparse.Namespace) -> dict[str, Workload]:
         from benchmarks.multirc import multirc
 
         known[DATA_CASE] = multirc(options.data_dir)
-    chosen = list(QUICK) if options.quick else options.case or list(known)
+    chosen = list(QUICK) if options.quick else options.case or list(growth() if options.growth else known)
+    known |= growth()
     unknown = [name for name in chosen if name not in known]
     if unknown:
         hint = f" ({DATA_CASE} needs --data-dir)" if DATA_CASE in unknown else ""
@@ -121,7 +141,7 @@ def _names(options: argparse.Namespace, case: str, known: dict) -> list[str]:
         return names
     if options.quick:
         return list(QUICK[case])
-    return list(PEERS_OF.get(case, known))
+    return [OURS, PLAIN] if is_growth(case) else list(PEERS_OF.get(case, known))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
 ENVIRONMENTS = PEERS / "environments"
 
-OURS, PLAIN = "ours", "ours_plain"
+OURS, PLAIN, ONE_PREFIX = "ours", "ours_plain", "ours_one_prefix"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Contender:
             return f"drew {len(watched['response_tokens'])} completions, not {count}"
         if not self.own_length and set(watched["response_tokens"]) != {workload.response_tokens}:
             return f"completions have {sorted(set(watched['response_tokens']))} tokens"
-        if self.name != OURS and watched["whole_prompts"] != count:  # ours runs their common part apart
+        shares = self.name in (OURS, ONE_PREFIX)  # runs the prompts' common part apart
+        if not shares and watched["whole_prompts"] != count:
             return f"ran {watched['whole_prompts']} of the {count} prompts"
         return None
 
@@ -62,6 +63,9 @@ def python_of(peer: str) -> Path:
 
 _ALL = [
     Contender(OURS, "nlu_ppo", "benchmarks.ours"),
+    Contender(
+        ONE_PREFIX, "nlu_ppo, one prefix, no tree", "benchmarks.ours", flags=("NLU_PPO_BENCH_ONE_PREFIX",)
+    ),
     Contender(PLAIN, "nlu_ppo, share_prefix=False", "benchmarks.ours", flags=("NLU_PPO_BENCH_PLAIN",)),
     Contender("trl_1_12", "TRL 1.12, own critic", "benchmarks.peers.trl_1_12", peer="trl_1_12"),
     Contender(

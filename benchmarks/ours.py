@@ -21,6 +21,9 @@ from nlu_ppo.prompting import Prompt
 from nlu_ppo.tasks.record import Example, Label
 
 PLAIN = "NLU_PPO_BENCH_PLAIN"  # set: without sharing prefixes
+ONE_PREFIX = (
+    "NLU_PPO_BENCH_ONE_PREFIX"  # set: with the one prefix that all rows share, as without tree attention
+)
 
 
 def judge(text: str, example: Example) -> tuple[float, Label | None, bool]:
@@ -43,6 +46,8 @@ def ppo_config(workload: Workload, share_prefix: bool) -> PPOConfig:
 
 def make_step(workload: Workload, model: Any, tokenizer: Any, share_prefix: bool = True) -> Step:
     policy = Policy(model.eval(), tokenizer, workload.shape.positions)
+    if os.environ.get(ONE_PREFIX):
+        policy.reads_trees = False
     return _labels(policy, workload) if workload.kind == "eval" else _ppo(policy, workload, share_prefix)
 
 

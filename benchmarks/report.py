@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import growth
 from benchmarks.contenders import OURS, ROOT, Contender, contenders
 from benchmarks.results import RESULTS, Results, Spread, figures, ratios, why_missing
 from benchmarks.session import NOISE, Session
@@ -61,12 +62,15 @@ def tables(results: Results) -> str:
         f"Machine: {machine['processor']}, {machine['cores']} cores ({machine['threads']} threads used), "
         f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}, torch {machine['torch']}."
     ]
-    ppo = [case for case in results.cases if PPO_KEY in results.of(case)[0].needed["shared"]]
-    labels = [case for case in results.cases if case not in ppo]
+    cases = [case for case in results.cases if not growth.is_growth(case)]
+    ppo = [case for case in cases if PPO_KEY in results.of(case)[0].needed["shared"]]
+    labels = [case for case in cases if case not in ppo]
     parts += [_case(results.of(case), "ppo") for case in ppo]
     if ppo:
         parts += ["### Achieved over possible", _floors(results, ppo)]
     parts += [_case(results.of(case), "eval") for case in labels]
+    if len(cases) < len(results.cases):
+        parts += ["### How it grows", growth.table(results)]
     parts.append(_versions(results))
     return "\n\n".join(parts) + "\n"
 
@@ -201,11 +205,19 @@ def last_line(results: Results) -> str:
 
 def page(results: Results) -> str:
     """docs/performance.md."""
-    return f"{INTRODUCTION}\n## Results\n\n{tables(results)}"
+    pictures = [
+        f"![Throughput and memory by {title}](images/growth_{axis}.png)"
+        for axis, (title, _) in growth.AXES.items()
+        if len(growth.measured(results, axis)) > 1
+    ]
+    return "\n\n".join([INTRODUCTION.rstrip(), "## Results", tables(results).rstrip(), *pictures]) + "\n"
 
 
 def write_page(source: Path = SHOWN, page_file: Path = PAGE) -> None:
-    page_file.write_text(page(Results.read(source)), encoding="utf-8")
+    """Writes the page, and the pictures beside it."""
+    results = Results.read(source)
+    growth.draw(results, page_file.parent / "images")
+    page_file.write_text(page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
