@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import random_policy
+from float64 import in_float64
+from models import ARCHITECTURES, random_policy
 
 from nlu_ppo.inference import reading
 from nlu_ppo.inference.decoder import generate, score_answers
@@ -14,7 +15,9 @@ from nlu_ppo.models.policy import Policy
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return random_policy("llama", lora=False, spread=0.3)
+    made = random_policy("llama", lora=False, spread=0.3)
+    assert reading.reads_trees(made)
+    return made
 
 
 def prompts(lengths: list[int], common: int, seed: int = 0) -> list[list[int]]:
@@ -102,6 +105,29 @@ def test_answer_likelihoods_equal_plain_forwards(
             logprobs = policy.model(input_ids=torch.tensor([row + choice])).logits[0].log_softmax(-1)
             expected = sum(logprobs[len(row) - 1 + i, token].item() for i, token in enumerate(choice))
             assert score == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_decodes_and_scores_as_it_does_row_by_row(architecture: str) -> None:
+    """Rows of unequal length behind a common beginning, longer than the sliding windows, in one batch.
+
+    Against forwards of each row alone, without a cache: windows and ALiBi must not count what is padding.
+    """
+    policy = random_policy(architecture, lora=False, spread=0.3, dtype=torch.float64)
+    rows, answers = prompts([3, 17, 8, 1], 9), [[65, 66, 67, 68], [70]]
+    with in_float64(), torch.inference_mode():
+        completions = generate(policy, rows, 5)
+        scores = score_answers(policy, rows, [answers] * len(rows))
+        for row, completion, found in zip(rows, completions, scores, strict=True):
+            for end, token in enumerate(completion):
+                so_far = torch.tensor([row + completion[:end]])
+                assert policy.base(input_ids=so_far, use_cache=False).logits[0, -1].argmax() == token
+            for answer, score in zip(answers, found, strict=True):
+                whole = torch.tensor([row + answer])
+                log_p = policy.base(input_ids=whole, use_cache=False).logits[0].log_softmax(-1)
+                places = range(len(row) - 1, len(row) + len(answer) - 1)
+                expected = sum(log_p[p, t].item() for p, t in zip(places, answer, strict=True))
+                assert score == pytest.approx(expected, rel=1e-9)
 
 
 def nested() -> list[list[int]]:

@@ -17,7 +17,8 @@ class SharedPrefix:
     """Keys and values of a token prefix, computed once, handed out to batches of any size.
 
     With gradients enabled the cache stays in the autograd graph: training through it gives the gradients of
-    plain rows. Without a prefix (`length` 0) every batch starts from an empty cache.
+    plain rows. Without a prefix (`length` 0) every batch starts from an empty cache; so it is with layers that
+    keep no cache since they checkpoint.
 
     Args:
         rows: prompts as token ids; the prefix is what all of them share, at most all but one token.
@@ -25,7 +26,7 @@ class SharedPrefix:
     """
 
     def __init__(self, policy: Policy, rows: Sequence[Sequence[int]], limit: int | None = None) -> None:
-        length = common_prefix_length(rows)
+        length = common_prefix_length(rows) if policy.keeps_caches else 0
         self.length = length if limit is None else min(length, limit)
         self._layers: list[tuple[Tensor, Tensor]] = []
         if self.length:

@@ -63,6 +63,13 @@ class Policy:
     def has_adapter(self) -> bool:
         return isinstance(self.model, PeftModel)
 
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether layers take a cache: transformers' drop it while they checkpoint, which training mode makes them."""
+        if not self.model.training:
+            return True
+        return not any(getattr(module, "gradient_checkpointing", False) for module in self.trunk.modules())
+
     def room_for_prompts(self, answer: int) -> int:
         """Tokens that the context leaves for a prompt beside an answer of `answer` tokens.
 
@@ -90,6 +97,7 @@ class Policy:
 
         What else is given goes to the model's attention function.
         """
+        assert cache is None or self.keeps_caches, "checkpointed layers would silently ignore this cache"
         out = self.trunk(
             input_ids=input_ids,
             attention_mask=attention_mask,
