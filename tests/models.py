@@ -19,7 +19,8 @@ SHAPE = {
     "max_position_embeddings": 1024,
 }
 GROUPED = {**SHAPE, "num_key_value_heads": 2}
-GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 1024}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 1024, **NO_DROPOUT}
 
 # name to transformers' model type and its shape; special tokens are None where a default lies beyond the vocabulary
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -196,6 +196,13 @@ def _sees_everything(config: Any) -> bool:
     return kinds == {"full_attention"} and not any(windows)
 
 
+def _alike(logits: Tensor, true: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits differ by rounding at most, in the norm. In bfloat16 two right ways through a model were found
+    to differ by 1%, and ways where tokens see too much or too little of the tree by 18% and more."""
+    spread = (true - true.mean(-1, keepdim=True)).norm()
+    return bool((logits - true).norm() <= max(1e-2, 12 * torch.finfo(dtype).eps) * spread)
+
+
 def _try_tree(policy: Policy) -> bool:
     config = policy.trunk.config
     before, training = config._attn_implementation, policy.model.training
@@ -211,11 +218,10 @@ def _try_tree(policy: Policy) -> bool:
         with torch.inference_mode():
             packed = policy.logits(read_tree(policy, tree))
             works = all(
-                torch.allclose(
+                _alike(
                     packed[list(places)],
                     policy.logits(policy.hidden(torch.tensor([row], device=policy.device))[0]),
-                    rtol=1e-2,
-                    atol=1e-2,
+                    policy.base.dtype,
                 )
                 for row, places in zip(rows, tree.places, strict=True)
             )
