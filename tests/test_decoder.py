@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from float64 import in_float64
-from models import ARCHITECTURES, random_policy
+from models import ARCHITECTURES, SHAPE, random_policy
 
+from nlu_ppo.errors import ModelError
 from nlu_ppo.inference import reading
 from nlu_ppo.inference.decoder import generate, score_answers
 from nlu_ppo.inference.reading import read_tree
@@ -128,6 +129,21 @@ def test_every_architecture_decodes_and_scores_as_it_does_row_by_row(architectur
                 places = range(len(row) - 1, len(row) + len(answer) - 1)
                 expected = sum(log_p[p, t].item() for p, t in zip(places, answer, strict=True))
                 assert score == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shape"),
+    [
+        ("lfm2", {**SHAPE, "layer_types": ["conv", "full_attention", "conv"]}),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    ],
+)
+def test_layers_with_a_running_state_are_refused(
+    model_type: str, shape: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, model_type, (model_type, shape))
+    with pytest.raises(ModelError, match="running state in place of keys and values"):
+        random_policy(model_type, lora=False)
 
 
 def nested() -> list[list[int]]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from models import ARCHITECTURES, random_policy
 
 from nlu_ppo.inference import reading, tree_attention
+from nlu_ppo.inference.decoder import score_answers
 from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.inference.reading import reads_trees
 from nlu_ppo.inference.tree import TokenTree
@@ -188,6 +189,32 @@ def test_every_architecture_equals_its_own_forward_of_each_row(
         cut, _ = loss_and_gradients(policy, [p[-1:] for p in prompts], completions, share=None)
     assert abs(cut - loss) > 1e-4  # what is shared matters
     assert len(alone) > 6
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_long_rope_has_one_prefix_for_short_rows_and_another_for_long_ones(
+    tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are longer than the short length, and what they share is not."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 20}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0}
+    shape = ARCHITECTURES["phi3"][1] | {"rope_parameters": rope, "original_max_position_embeddings": 20}
+    monkeypatch.setitem(ARCHITECTURES, "phi3", ("phi3", {**shape, "sliding_window": None}))
+    policy = exact_policy("phi3")
+    assert reads_trees(policy)
+    policy.reads_trees = tree
+    assert policy.short_length == 20
+    prompts, completions = CASES["ragged"]
+    assert common_prefix_length(prompts) == 20
+    with in_float64():
+        loss, alone = loss_and_gradients(policy, prompts, completions, share=None)
+        found, gradients = loss_and_gradients(policy, prompts, completions, share=True)
+        assert found == pytest.approx(loss, rel=1e-12)
+        assert difference(gradients, alone) < 1e-9
+        scores = score_answers(policy, prompts, [[c] for c in completions])
+        with torch.no_grad():
+            expected = score_each_alone(policy, prompts, completions).logprobs.sum(1)
+    assert [s for (s,) in scores] == pytest.approx(expected.tolist(), rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)

@@ -41,7 +41,8 @@ class Policy:
         context_length: longest sequence in tokens.
 
     Raises:
-        ModelError: trunk plus head does not give the model's own logits.
+        ModelError: trunk plus head does not give the model's own logits, or the model has layers that keep a
+            running state in place of keys and values.
     """
 
     def __init__(self, model: Any, tokenizer: Any, context_length: int) -> None:
@@ -57,6 +58,7 @@ class Policy:
         self.reads_trees: bool | None = None  # not known before inference.reading tries it
         self._frozen: Policy | None = None
         self._softcap = getattr(self.base.config, "final_logit_softcapping", None)
+        self._check_layers()
         self._check_split()
 
     @property
@@ -69,6 +71,15 @@ class Policy:
         if not self.model.training:
             return True
         return not any(getattr(module, "gradient_checkpointing", False) for module in self.trunk.modules())
+
+    @property
+    def short_length(self) -> int | None:
+        """Tokens up to which LongRoPE turns keys by its short factors, where the model has it (Phi-3): a prefix as
+        short as that, run apart from rows that are longer, would get keys that those rows don't have."""
+        rope = getattr(self.base.config, "rope_parameters", None) or {}
+        kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+        found = [k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"]
+        return min(found, default=None)
 
     def room_for_prompts(self, answer: int) -> int:
         """Tokens that the context leaves for a prompt beside an answer of `answer` tokens.
@@ -119,6 +130,17 @@ class Policy:
         """The critic's estimate, (...), of the given hidden states."""
         assert self.value_head is not None, "this policy has no value head"
         return self.value_head(hidden)
+
+    def _check_layers(self) -> None:
+        """A state that runs on from token to token can't be cut back to a prefix, nor skip padding."""
+        kinds = set(getattr(self.base.config, "layer_types", None) or [])
+        running = {kind for kind in kinds if "attention" not in kind or "linear" in kind}
+        if running or getattr(self.base, "_is_stateful", False):
+            raise ModelError(
+                f"{type(self.base).__name__} has layers that keep a running state in place of keys and values "
+                f"({', '.join(sorted(running)) or 'recurrent'}), which rows can't share: take a model of another "
+                f"architecture"
+            )
 
     def _check_split(self) -> None:
         """Some architectures scale their logits between trunk and head; better to refuse than to be wrong."""
