@@ -7,15 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from nlu_ppo.models.policy import Policy
 
@@ -25,6 +17,40 @@ SHAPE = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 1024,
+}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 1024, **NO_DROPOUT}
+
+# name to transformers' model type and its shape; special tokens are None where a default lies beyond the vocabulary
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", GROUPED),
+    "qwen2": ("qwen2", GROUPED),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 8}),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": None}),
+    "mistral, sliding window": ("mistral", {**GROUPED, "sliding_window": 7}),
+    "gemma2": ("gemma2", {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 7}),
+    "phi3": ("phi3", {**GROUPED, "pad_token_id": None}),
+    "gpt2": ("gpt2", GPT2),
+    "gpt_neox": ("gpt_neox", SHAPE),
+    "opt": (
+        "opt",
+        {
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "ffn_dim": 48,
+            "max_position_embeddings": 1024,
+        },
+    ),
+    "bloom": ("bloom", {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "falcon": ("falcon", {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
+    "falcon, alibi": (
+        "falcon",
+        {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "alibi": True},
+    ),
+    "mpt": ("mpt", {"d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 1024}),
 }
 
 
@@ -54,16 +80,9 @@ def random_policy(
     """A policy with random weights; the adapter's second matrix is random too, so that it does something."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
-    model: Any
-    if architecture == "llama":
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **SHAPE))
-    elif architecture == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **SHAPE))
-    elif architecture == "gpt2":
-        shape = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 1024}
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape))
-    else:
-        raise ValueError(architecture)
+    model_type, shape = ARCHITECTURES[architecture]
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **shape)
+    model: Any = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -73,7 +92,16 @@ def random_policy(
     model.requires_grad_(False)
     if lora:
         model = get_peft_model(
-            model, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", fan_in_fan_out=architecture == "gpt2")
+            model,
+            LoraConfig(
+                r=4,
+                lora_alpha=8,
+                task_type="CAUSAL_LM",
+                fan_in_fan_out=architecture == "gpt2",
+                target_modules=["qkv_proj", "o_proj"]
+                if architecture == "phi3"
+                else None,  # PEFT has no choice
+            ),
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import random_policy
+from float64 import in_float64
+from models import ARCHITECTURES, SHAPE, random_policy
 
+from nlu_ppo.errors import ModelError
 from nlu_ppo.inference import reading
-from nlu_ppo.inference.decoder import generate, score_answers
+from nlu_ppo.inference.decoder import draw, generate, score_answers
 from nlu_ppo.inference.reading import read_tree
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.ppo.forward import score_completions, score_drawn
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return random_policy("llama", lora=False, spread=0.3)
+    made = random_policy("llama", lora=False, spread=0.3)
+    assert reading.reads_trees(made)
+    return made
 
 
 def prompts(lengths: list[int], common: int, seed: int = 0) -> list[list[int]]:
@@ -104,6 +109,44 @@ def test_answer_likelihoods_equal_plain_forwards(
             assert score == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_decodes_and_scores_as_it_does_row_by_row(architecture: str) -> None:
+    """Rows of unequal length behind a common beginning, longer than the sliding windows, in one batch.
+
+    Against forwards of each row alone, without a cache: windows and ALiBi must not count what is padding.
+    """
+    policy = random_policy(architecture, lora=False, spread=0.3, dtype=torch.float64)
+    rows, answers = prompts([3, 17, 8, 1], 9), [[65, 66, 67, 68], [70]]
+    with in_float64(), torch.inference_mode():
+        completions = generate(policy, rows, 5)
+        scores = score_answers(policy, rows, [answers] * len(rows))
+        for row, completion, found in zip(rows, completions, scores, strict=True):
+            for end, token in enumerate(completion):
+                so_far = torch.tensor([row + completion[:end]])
+                assert policy.base(input_ids=so_far, use_cache=False).logits[0, -1].argmax() == token
+            for answer, score in zip(answers, found, strict=True):
+                whole = torch.tensor([row + answer])
+                log_p = policy.base(input_ids=whole, use_cache=False).logits[0].log_softmax(-1)
+                places = range(len(row) - 1, len(row) + len(answer) - 1)
+                expected = sum(log_p[p, t].item() for p, t in zip(places, answer, strict=True))
+                assert score == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shape"),
+    [
+        ("lfm2", {**SHAPE, "layer_types": ["conv", "full_attention", "conv"]}),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    ],
+)
+def test_layers_with_a_running_state_are_refused(
+    model_type: str, shape: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, model_type, (model_type, shape))
+    with pytest.raises(ModelError, match="running state in place of keys and values"):
+        random_policy(model_type, lora=False)
+
+
 def nested() -> list[list[int]]:
     """Three passages behind one instruction, with several questions each, not in order; one is asked twice."""
     passages = prompts([60, 45, 33], 20)
@@ -141,3 +184,22 @@ def test_passages_with_several_questions(
 def test_nothing_in_nothing_out(policy: Policy) -> None:
     assert generate(policy, [], 5) == []
     assert score_answers(policy, [], []) == []
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_drawing_says_what_scoring_says(architecture: str, temperature: float) -> None:
+    """Log-probabilities and values that come with drawing are those of a forward over the whole rows."""
+    policy = random_policy(architecture, dtype=torch.float64)
+    policy.add_value_head()
+    with torch.no_grad():
+        policy.value_head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
+    prompts = [[5, 6, 7, i, *range(20, 20 + 3 * i)] for i in range(6)]
+    drawn = draw(policy, prompts, 5, temperature, torch.Generator().manual_seed(1))
+    assert [d.row for d in drawn] == list(range(6))
+    with torch.no_grad():
+        found = score_drawn(policy, drawn)
+        expected = score_completions(policy, prompts, [d.ids for d in drawn], temperature=temperature)
+    torch.testing.assert_close(found.mask, expected.mask, check_dtype=False)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=1e-5, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-5, check_dtype=False)

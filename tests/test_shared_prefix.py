@@ -1,55 +1,30 @@
 """Shared prefixes give the loss and the gradients of plain padded rows: in float64 to 1e-9.
 
-Of both ways: the tree of prefixes, and the one prefix for models whose attention can't be told of a tree.
+Of both ways: the tree of prefixes, and the one prefix for models whose attention can't be told of a tree. Plain
+padded rows are held, in turn, to the model's own forward of each row alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from unittest import mock
 
 import pytest
 import torch
+from float64 import in_float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import random_policy
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from models import ARCHITECTURES, random_policy
 
 from nlu_ppo.inference import reading, tree_attention
+from nlu_ppo.inference.decoder import score_answers
 from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.inference.reading import reads_trees
+from nlu_ppo.inference.tree import TokenTree
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import score_completions
+from nlu_ppo.ppo.forward import Scored, score_completions
 from nlu_ppo.prompting import common_prefix_length
-
-
-@contextlib.contextmanager
-def norms_in_float64() -> Iterator[None]:
-    """transformers casts RMSNorm to float32 inside, which alone makes gradients differ by 1e-8."""
-
-    def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    with (
-        mock.patch.object(LlamaRMSNorm, "forward", forward),
-        mock.patch.object(Qwen2RMSNorm, "forward", forward),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def logits_in_float64() -> Iterator[None]:
-    def logits(self: Policy, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(hidden)
-
-    def values(self: Policy, hidden: torch.Tensor) -> torch.Tensor:
-        return self.value_head.linear(hidden).squeeze(-1)
-
-    with mock.patch.object(Policy, "logits", logits), mock.patch.object(Policy, "values", values):
-        yield
 
 
 def rows(prefix: int, suffixes: list[int], answers: list[int], seed: int) -> tuple[list, list]:
@@ -64,11 +39,38 @@ def rows(prefix: int, suffixes: list[int], answers: list[int], seed: int) -> tup
     return prompts, [draw(n) for n in answers]
 
 
-def loss_and_gradients(policy: Policy, prompts: list, completions: list, share: bool) -> tuple[float, dict]:
-    """The whole PPO loss, value term and entropy included, and the gradients of adapter and value head."""
+def score_each_alone(policy: Policy, prompts: list, completions: list) -> Scored:
+    """By the model's own forward of every row, with all logits: no padding, no split into trunk and head."""
+    shape = (len(completions), max(map(len, completions)))
+    logprobs, values, entropy, mask = (torch.zeros(shape, dtype=torch.float64) for _ in range(4))
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        out = policy.model(
+            input_ids=torch.tensor([prompt + completion]), use_cache=False, output_hidden_states=True
+        )
+        own = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
+        log_p, tokens = out.logits[0, own].log_softmax(-1), slice(0, len(completion))
+        logprobs[i, tokens] = log_p.gather(-1, torch.tensor(completion).unsqueeze(-1)).squeeze(-1)
+        entropy[i, tokens] = -(log_p.exp() * log_p).sum(-1)
+        if policy.value_head is not None:
+            values[i, tokens] = policy.value_head.linear(out.hidden_states[-1][0, own]).squeeze(-1)
+        mask[i, tokens] = 1
+    return Scored(logprobs, values, entropy, mask)
+
+
+def loss_and_gradients(
+    policy: Policy, prompts: list, completions: list, share: bool | None
+) -> tuple[float, dict]:
+    """The whole PPO loss, value term and entropy included, and the gradients of adapter and value head.
+
+    Args:
+        share: whether prefixes are shared; with `None` each row is run alone, by the model's own forward.
+    """
     for _, parameter in policy.trainable():
         parameter.grad = None
-    scored = score_completions(policy, prompts, completions, share_prefix=share)
+    if share is None:
+        scored = score_each_alone(policy, prompts, completions)
+    else:
+        scored = score_completions(policy, prompts, completions, share_prefix=share)
     generator = torch.Generator().manual_seed(7)
     old, values, advantages, returns = (
         torch.randn(scored.mask.shape, generator=generator, dtype=scored.logprobs.dtype) for _ in range(4)
@@ -126,7 +128,8 @@ CASES = {
     "three levels": three_levels(),
     "the same prompt": ([draw(40, 1)] * 4, [[1, 2, 3], [1, 2, 4], [5], [1, 2, 3]]),
 }
-ARCHITECTURES = ["llama", "qwen2", "gpt2"]
+THREE = ["llama", "qwen2", "gpt2"]
+READ_TREES = {"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt"}
 
 
 def exact_policy(architecture: str) -> Policy:
@@ -138,7 +141,7 @@ def exact_policy(architecture: str) -> Policy:
 
 
 def check(policy: Policy, prompts: list, completions: list) -> None:
-    with norms_in_float64(), logits_in_float64():
+    with in_float64():
         shared_loss, shared = loss_and_gradients(policy, prompts, completions, share=True)
         plain_loss, plain = loss_and_gradients(policy, prompts, completions, share=False)
     assert shared_loss == pytest.approx(plain_loss, rel=1e-12)
@@ -146,7 +149,7 @@ def check(policy: Policy, prompts: list, completions: list) -> None:
     assert len(plain) > 6
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", THREE)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("way", ["tree", "tree, written out", "one prefix"])
 def test_shared_equals_plain_in_float64(
@@ -157,64 +160,230 @@ def test_shared_equals_plain_in_float64(
     assert reads_trees(policy)
     if way == "one prefix":
         policy.reads_trees = False
-    if way == "tree, written out":  # what other devices than the CPU run; in pieces, as long trees do
-        written_out = (tree_attention._attend, tree_attention._attend_backward)
-        monkeypatch.setattr(tree_attention, "_kernel", lambda q: written_out)
-        monkeypatch.setattr(tree_attention, "SCORES", 200)
+    if way == "tree, written out":
+        write_out(monkeypatch)
     monkeypatch.setattr(reading, "WORTH", 1.0)
     monkeypatch.setattr(reading, "LEAST", 4)
     check(policy, prompts, completions)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", ["ragged", "all but one token", "three levels"])
+def test_every_architecture_equals_its_own_forward_of_each_row(
+    architecture: str, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever way it takes, and by both where it reads trees; prompts are longer than the sliding windows."""
+    monkeypatch.setattr(reading, "WORTH", 1.0)
+    monkeypatch.setattr(reading, "LEAST", 4)
+    prompts, completions = CASES[case]
+    policy = exact_policy(architecture)
+    assert reads_trees(policy) == (architecture in READ_TREES)
+    with in_float64():
+        loss, alone = loss_and_gradients(policy, prompts, completions, share=None)
+        for trees in {reads_trees(policy), False}:
+            policy.reads_trees = trees
+            for share in (True, False):
+                found, gradients = loss_and_gradients(policy, prompts, completions, share=share)
+                assert found == pytest.approx(loss, rel=1e-12)
+                assert difference(gradients, alone) < 1e-9
+        cut, _ = loss_and_gradients(policy, [p[-1:] for p in prompts], completions, share=None)
+    assert abs(cut - loss) > 1e-4  # what is shared matters
+    assert len(alone) > 6
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_long_rope_has_one_prefix_for_short_rows_and_another_for_long_ones(
+    tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are longer than the short length, and what they share is not."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 20}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0}
+    shape = ARCHITECTURES["phi3"][1] | {"rope_parameters": rope, "original_max_position_embeddings": 20}
+    monkeypatch.setitem(ARCHITECTURES, "phi3", ("phi3", {**shape, "sliding_window": None}))
+    policy = exact_policy("phi3")
+    assert reads_trees(policy)
+    policy.reads_trees = tree
+    assert policy.short_length == 20
+    prompts, completions = CASES["ragged"]
+    assert common_prefix_length(prompts) == 20
+    with in_float64():
+        loss, alone = loss_and_gradients(policy, prompts, completions, share=None)
+        found, gradients = loss_and_gradients(policy, prompts, completions, share=True)
+        assert found == pytest.approx(loss, rel=1e-12)
+        assert difference(gradients, alone) < 1e-9
+        scores = score_answers(policy, prompts, [[c] for c in completions])
+        with torch.no_grad():
+            expected = score_each_alone(policy, prompts, completions).logprobs.sum(1)
+    assert [s for (s,) in scores] == pytest.approx(expected.tolist(), rel=1e-9)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_tree_equals_plain_in_float64(data: st.DataObject) -> None:
-    """Rows over an alphabet of two tokens, so that they share a lot in many ways."""
+    """Rows over an alphabet of two tokens, so that they share a lot in many ways, or nothing."""
     row = st.lists(st.integers(65, 66), min_size=1, max_size=12)
     start = data.draw(st.lists(st.integers(65, 66), max_size=20))
     prompts = [start + p for p in data.draw(st.lists(row, min_size=1, max_size=6))]
     completions = data.draw(st.lists(row, min_size=len(prompts), max_size=len(prompts)))
-    with mock.patch.multiple(reading, LEAST=data.draw(st.sampled_from([1, 5])), WORTH=1.0):
+    with (
+        mock.patch.multiple(reading, LEAST=data.draw(st.sampled_from([1, 5])), WORTH=1.0),
+        mock.patch.object(EXACT, "reads_trees", data.draw(st.booleans())),
+    ):
+        check(EXACT, prompts, completions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_prefix_from_none_to_all_but_one_token(data: st.DataObject) -> None:
+    """Prompts of one length, of which a given number of tokens is common: also one prompt alone."""
+    count, length = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 24))
+    common = data.draw(st.integers(0, length - 1))
+    prompts, _ = rows(common, [length - common] * count, [], seed=data.draw(st.integers(0, 99)))
+    assert count == 1 or common_prefix_length(prompts) == common
+    completions = [draw(data.draw(st.integers(1, 5)), seed=i) for i in range(count)]
+    with (
+        mock.patch.multiple(reading, LEAST=1, WORTH=1.0),
+        mock.patch.object(EXACT, "reads_trees", data.draw(st.booleans())),
+    ):
         check(EXACT, prompts, completions)
 
 
 EXACT = exact_policy("llama")
+assert reads_trees(EXACT)
 
 
-def test_gradient_checkpointing_leaves_the_gradients() -> None:
-    """transformers checkpoints in training mode only, and gives up caches then; a tree needs none."""
-    prompts, completions = CASES["three levels"]
-    policy = exact_policy("llama")
-    with norms_in_float64(), logits_in_float64():
-        loss, gradients = loss_and_gradients(policy, prompts, completions, share=True)
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+@pytest.mark.parametrize("case", ["ragged", "no prefix", "all but one token", "one row", "three levels"])
+@pytest.mark.parametrize("architecture", [*THREE, "mpt"])
+@pytest.mark.parametrize("way", ["tree", "one prefix", "plain"])
+def test_gradient_checkpointing_leaves_the_gradients(
+    architecture: str, case: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers checkpoints in training mode only, and drops caches then: a tree needs none, and where attention
+    can't be told of one, rows are run plainly."""
+    monkeypatch.setattr(reading, "WORTH", 1.0)
+    prompts, completions = CASES[case]
+    policy = exact_policy(architecture)
+    assert reads_trees(policy) == (architecture in READ_TREES)
+    policy.reads_trees = policy.reads_trees and way == "tree"
+    both = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), in_float64())}
+    with in_float64():
+        loss, alone = loss_and_gradients(policy, prompts, completions, share=None)
+        policy.model.gradient_checkpointing_enable(
+            both
+        )  # what runs again in backward must be told of float64
         policy.model.train()
-        with mock.patch.object(
-            tree_attention.TreeAttention, "apply", side_effect=tree_attention.TreeAttention.apply
-        ) as calls:
-            again, checkpointed = loss_and_gradients(policy, prompts, completions, share=True)
-    assert calls.call_count == 2 * policy.base.config.num_hidden_layers  # once forward, once again backward
-    assert again == pytest.approx(loss, rel=1e-12)
-    assert difference(checkpointed, gradients) < 1e-12
+        forwards = []
+        layer = policy.trunk.get_submodule({"gpt2": "h.0", "mpt": "blocks.0"}.get(architecture, "layers.0"))
+        layer.register_forward_hook(lambda *_: forwards.append("layer"))
+        attention = next(m for n, m in layer.named_modules() if n in ("self_attn", "attn"))
+        attention.register_forward_hook(lambda *_: forwards.append("attention"))
+        found, checkpointed = loss_and_gradients(policy, prompts, completions, share=way != "plain")
+    # once forward, once again backward, up to the point that backward needs
+    assert (forwards.count("layer"), forwards.count("attention")) == (1, 2)
+    assert found == pytest.approx(loss, rel=1e-12)
+    assert difference(checkpointed, alone) < 1e-9
 
 
-def test_bfloat16_within_rounding() -> None:
-    """The tree is no further from float32 than plain rows are."""
-    prompts, completions = CASES["three levels"]
+def test_a_cache_that_checkpointed_layers_would_ignore_is_refused() -> None:
+    policy = random_policy("llama")
+    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert (
+        SharedPrefix(policy, [[1, 2, 3], [1, 2, 4]]).length == 2
+    )  # in evaluation mode nothing is checkpointed
+    policy.model.train()
+    prefix = SharedPrefix(policy, [[1, 2, 3], [1, 2, 4]])
+    assert prefix.length == 0
+    with pytest.raises(AssertionError, match="cache"):
+        policy.hidden(torch.tensor([[3]]), cache=prefix.expand(1))
+
+
+def write_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other devices than the CPU run; in pieces, as long trees do."""
+    written_out = (tree_attention._attend, tree_attention._attend_backward)
+    monkeypatch.setattr(tree_attention, "_kernel", lambda q: written_out)
+    monkeypatch.setattr(tree_attention, "SCORES", 200)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("way", ["its own", "tree, written out", "one prefix"])
+def test_bfloat16_within_rounding(architecture: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared rows are hardly further from float32 than plain rows are: log-probabilities of 243 tokens."""
+    prompts, _ = three_levels()
+    prompts, completions = prompts * 3, [draw(9, seed=300 + i) for i in range(3 * len(prompts))]
+    monkeypatch.setattr(reading, "LEAST", 4)
+    if way == "tree, written out":
+        write_out(monkeypatch)
     scores = {}
     for dtype in (torch.float32, torch.bfloat16):
-        policy = random_policy("llama", dtype=dtype)
+        policy = random_policy(architecture, dtype=dtype)
+        assert reads_trees(policy) == (
+            architecture in READ_TREES
+        )  # rounding is no reason to run rows plainly
+        policy.reads_trees = policy.reads_trees and way != "one prefix"
         for share in (True, False):
             with torch.no_grad():
                 found = score_completions(policy, prompts, completions, share_prefix=share, with_values=False)
             scores[dtype, share] = found.logprobs
     true = scores[torch.float32, False]
-    shared, plain = ((scores[torch.bfloat16, share] - true).abs().mean() for share in (True, False))
+    shared, plain = ((scores[torch.bfloat16, share] - true).abs() for share in (True, False))
     assert (scores[torch.float32, True] - true).abs().max() < 1e-4
-    assert 0 < shared < 2 * plain
+    assert 0 < shared.mean() < 1.5 * plain.mean()
+    assert shared.max() < 2 * plain.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", sorted(READ_TREES))
+def test_attention_that_gets_a_tree_wrong_is_found_out(architecture: str, dtype: torch.dtype) -> None:
+    def sees_siblings(tree: TokenTree, cached: int, device: torch.device) -> tree_attention.Plan:
+        everything = slice(0, len(tree))
+        return tree_attention.Plan((tree_attention.Stretch(everything, everything, causal=True),), ())
+
+    def sees_itself_alone(tree: TokenTree, cached: int, device: torch.device) -> tree_attention.Plan:
+        return tree_attention.Plan(PLAN(tree, cached, device).own, ())
+
+    for wrong in (sees_siblings, sees_itself_alone):
+        policy = random_policy(architecture, dtype=dtype)
+        with mock.patch.object(tree_attention, "plan", wrong):
+            assert not reads_trees(policy)
+        assert policy.trunk.config._attn_implementation == "sdpa"
+        policy.reads_trees = None
+        assert reads_trees(policy)
+
+
+PLAN = tree_attention.plan
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_reference_takes_the_same_path(
+    architecture: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter switched off, or the frozen copy: the log-probabilities of each row alone before training."""
+    monkeypatch.setattr(reading, "WORTH", 1.0)
+    monkeypatch.setattr(reading, "LEAST", 4)
+    prompts, completions = CASES["three levels"]
+    before = random_policy(architecture, lora=False, dtype=torch.float64)
+    policy = random_policy(architecture, lora=lora, dtype=torch.float64)
+    policy.freeze_reference()
+    with torch.no_grad():
+        for _, parameter in policy.trainable():  # trained since
+            parameter.add_(0.1)
+        if not lora:
+            policy.head.weight.mul_(1.5)
+    with in_float64(), torch.no_grad():
+        alone = score_each_alone(before, prompts, completions).logprobs
+        for share in (True, False):
+            with policy.reference() as reference:
+                found = score_completions(
+                    reference, prompts, completions, share_prefix=share, with_values=False
+                )
+                assert reads_trees(reference) == (architecture in READ_TREES)
+            torch.testing.assert_close(found.logprobs, alone, rtol=1e-12, atol=1e-12)
+        now = score_completions(policy, prompts, completions, with_values=False).logprobs
+    assert (now - alone).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("architecture", THREE)
 @pytest.mark.parametrize("way", ["tree", "one prefix"])
 def test_a_detached_prefix_keeps_the_loss_and_loses_the_gradients(architecture: str, way: str) -> None:
     """The control: this test would not notice a missing gradient if it only compared losses."""
@@ -231,7 +400,7 @@ def test_a_detached_prefix_keeps_the_loss_and_loses_the_gradients(architecture: 
         if self.causal or not keys:  # what tokens below a node say of its keys and values is dropped
             add(self, total, part, keys)
 
-    with norms_in_float64(), logits_in_float64():
+    with in_float64():
         plain_loss, plain = loss_and_gradients(policy, prompts, completions, share=False)
         with (
             mock.patch.object(SharedPrefix, "__init__", detached),

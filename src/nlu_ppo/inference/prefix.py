@@ -17,7 +17,8 @@ class SharedPrefix:
     """Keys and values of a token prefix, computed once, handed out to batches of any size.
 
     With gradients enabled the cache stays in the autograd graph: training through it gives the gradients of
-    plain rows. Without a prefix (`length` 0) every batch starts from an empty cache.
+    plain rows. Without a prefix (`length` 0) every batch starts from an empty cache; so it is with layers that
+    keep no cache since they checkpoint, and where the prefix alone would be another one (`Policy.short_length`).
 
     Args:
         rows: prompts as token ids; the prefix is what all of them share, at most all but one token.
@@ -25,7 +26,9 @@ class SharedPrefix:
     """
 
     def __init__(self, policy: Policy, rows: Sequence[Sequence[int]], limit: int | None = None) -> None:
-        length = common_prefix_length(rows)
+        length, short = common_prefix_length(rows), policy.short_length
+        if not policy.keeps_caches or (short is not None and length <= short < max(map(len, rows))):
+            length = 0
         self.length = length if limit is None else min(length, limit)
         self.ids = tuple(rows[0][: self.length]) if self.length else ()
         self._layers: list[tuple[Tensor, Tensor]] = []

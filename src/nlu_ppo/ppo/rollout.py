@@ -57,7 +57,7 @@ def collect(
     completions = [d.ids for d in drawn]
     texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
     judged = [judge(text, example) for text, example in zip(texts, examples, strict=True)]
-    if policy.trunk.dtype == torch.float32:
+    if torch.finfo(policy.trunk.dtype).bits >= 32:
         old = score_drawn(policy, drawn)
     else:  # decoding and training round differently, by more than the clip range forgives: the same path for both
         old = _score(policy, ids, completions, config, with_values=True)
