@@ -125,7 +125,22 @@ def test_several_rollouts_per_example(tmp_path: Path) -> None:
 def test_scores_are_clipped(tmp_path: Path) -> None:
     chosen = ("task=toy_sentiment", "method.max_steps=1", "reward.unparsable=-50", "method.reward_clip=2")
     (line,) = train(tmp_path, *chosen)
-    assert -2 <= line["train/reward"] <= 1
+    right, none = line["train/accuracy"], line["train/unparsable"]
+    wrong = 1 - right - none
+    assert none > 0
+    assert line["train/reward"] == pytest.approx(right - wrong - 50 * none, abs=1e-4)
+    assert line["ppo/score"] == pytest.approx(right - wrong - 2 * none, abs=1e-4)
+
+
+def test_scores_are_scaled_before_they_are_clipped(tmp_path: Path) -> None:
+    chosen = ("task=toy_sentiment", "method.max_steps=1", "reward.wrong=-100", "reward.unparsable=-100")
+    (line,) = train(tmp_path, *chosen, "method.reward_scaling=running", "method.reward_clip=1.5")
+    # 16 rewards of 1 or -100 with share p of 1: the sample deviation is 101 sqrt(p (1 - p) 16 / 15)
+    p = line["train/accuracy"]
+    assert 0 < p < 1
+    deviation = 101 * (p * (1 - p) * 16 / 15) ** 0.5
+    paid = p / deviation + (1 - p) * max(-100 / deviation, -1.5)
+    assert line["ppo/score"] == pytest.approx(paid, abs=1e-5)
 
 
 def test_rows_of_a_step_must_make_whole_minibatches() -> None:

@@ -268,7 +268,15 @@ class PPOConfig(TrainingConfig):
         "leave the rest of a batch's passes once new and old policy differ by so much (nats per token)",
         low=0,
     )
-    reward_clip: float | None = option(None, "scores are held between minus this and this", low=0)
+    reward_scaling: str = option(
+        "none",
+        "rewards as they are, divided by the running deviation of all rewards so far, or (standardized) their "
+        "running mean taken off first",
+        choices=("none", "running", "standardized"),
+    )
+    reward_clip: float | None = option(
+        None, "rewards, once scaled, are held between minus this and this", low=0
+    )
     max_new_tokens: int | None = option(
         None,
         "longest completion; null fits the task's longest answer",

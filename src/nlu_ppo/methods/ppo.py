@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from nlu_ppo.config import PPOConfig
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.ppo import checkpoint
-from nlu_ppo.ppo.maths import KLController
+from nlu_ppo.ppo.maths import KLController, RewardScaler, RunningMoments
 from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
 from nlu_ppo.ppo.update import update
 from nlu_ppo.ppo.watch import Watch
@@ -56,6 +57,7 @@ class PPOTrainer:
         self.kl = KLController(
             method.kl_coef, method.kl_controller == "adaptive", method.kl_target, method.kl_horizon
         )
+        self.scaler = RewardScaler(method.reward_scaling)
         seed = setting.config.seed
         self.sampling = torch.Generator(self.policy.device).manual_seed(seed)
         self.shuffling = torch.Generator().manual_seed(seed)
@@ -107,6 +109,7 @@ class PPOTrainer:
             self.max_new_tokens,
             self.kl.coef,
             self.sampling,
+            self.scaler,
         )
         values = statistics(rollouts, self.kl.coef) | self._answers(batch, rollouts)
         values["train/shortened"] = sum(p.shortened for p in prompts) / len(prompts)
@@ -164,6 +167,7 @@ class PPOTrainer:
         }
         values = {
             "kl_coef": self.kl.coef,
+            "rewards": asdict(self.scaler.moments),
             "optimizer": optimizer.values,
             "selected": selected,
         }
@@ -180,6 +184,7 @@ class PPOTrainer:
         self.sampling.set_state(tensors["random/sampling"])
         self.shuffling.set_state(tensors["random/shuffling"])
         self.kl.coef = state.values["kl_coef"]
+        self.scaler.moments = RunningMoments(**state.values["rewards"])
 
     def _resume(self) -> None:
         state = checkpoint.latest(self.setting.recorder.folder.checkpoints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -19,12 +20,13 @@ from nlu_ppo.tasks.record import Example, Label
 
 @dataclass(frozen=True)
 class Rollouts:
-    """B completions, T tokens. Tensors are (B, T), except `scores`, (B,)."""
+    """B completions, T tokens. Tensors are (B, T), except `scores`, (B,): rewards as paid, scaled and clipped."""
 
     prompts: list[tuple[int, ...]]
     completions: list[list[int]]
     answers: list[Label | None]
     correct: list[bool]
+    rewards: list[float]
     scores: Tensor
     mask: Tensor
     logprobs: Tensor
@@ -44,12 +46,14 @@ def collect(
     max_new_tokens: int,
     kl_coef: float,
     generator: torch.Generator,
+    scaler: maths.RewardScaler | None = None,
 ) -> Rollouts:
     """Draws one completion per prompt and prepares the batch for its update.
 
     Args:
         judge: completion text and example to (reward, parsed answer or `None`, whether it is right).
         max_new_tokens: longest completion; what hasn't closed its tag by then counts as unparsable.
+        scaler: takes the batch's rewards into its moments; without one rewards are not scaled.
     """
     ids = [p.ids for p in prompts]
     completions = generate(
@@ -61,7 +65,9 @@ def collect(
     with policy.reference() as reference:
         ref = _score(reference, ids, completions, config, with_values=False)
 
-    scores = torch.tensor([j[0] for j in judged], dtype=torch.float32, device=policy.device)
+    earned = [j[0] for j in judged]
+    scaled = scaler(earned) if scaler is not None else earned
+    scores = torch.tensor(scaled, dtype=torch.float32, device=policy.device)
     if config.reward_clip is not None:
         scores = scores.clamp(-config.reward_clip, config.reward_clip)
     rewards = maths.token_rewards(scores, old.logprobs, ref.logprobs, old.mask, kl_coef)
@@ -77,6 +83,7 @@ def collect(
         completions=completions,
         answers=[j[1] for j in judged],
         correct=[j[2] for j in judged],
+        rewards=earned,
         scores=scores,
         mask=old.mask,
         logprobs=old.logprobs,
@@ -124,7 +131,8 @@ def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:
     k1 = maths.kl_k1(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
     k3 = maths.kl_k3(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
     return {
-        "train/reward": rollouts.scores.mean().item(),
+        "train/reward": fmean(rollouts.rewards),
+        "ppo/score": rollouts.scores.mean().item(),
         "train/accuracy": sum(rollouts.correct) / count,
         "train/unparsable": sum(a is None for a in rollouts.answers) / count,
         "ppo/kl": k1.mean().item(),
