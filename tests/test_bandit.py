@@ -39,8 +39,8 @@ def full_policy() -> Policy:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bonus", [0.0, 0.2])
-def test_ppo_finds_the_optimum_of_a_bandit(bonus: float) -> None:
+@pytest.mark.parametrize(("bonus", "far"), [(0.0, 0.9), (0.2, 0.3)])
+def test_ppo_finds_the_optimum_of_a_bandit(bonus: float, far: float) -> None:
     policy = full_policy()
     prompt = Prompt("Pay:", tuple(policy.tokenizer("Pay:")["input_ids"]))
     vocabulary = len(policy.tokenizer)
@@ -83,7 +83,7 @@ def test_ppo_finds_the_optimum_of_a_bandit(bonus: float) -> None:
     found = logprobs()
     distance = (found.exp() * (found - best.log())).sum().item()
     start = (reference.exp() * (reference - best.log())).sum().item()
-    assert start > 0.9  # nats
+    assert start > far  # nats
     assert distance < 0.005
     torch.testing.assert_close(found[chosen].exp(), best[chosen], rtol=0, atol=0.01)
 
