@@ -17,7 +17,7 @@ from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.ppo import checkpoint
 from nlu_ppo.ppo.maths import KLController, RewardScaler, RunningMoments
 from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
-from nlu_ppo.ppo.update import update
+from nlu_ppo.ppo.update import ForwardMismatchError, TrainingDivergedError, update
 from nlu_ppo.ppo.watch import Watch
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import CLOSE
@@ -48,7 +48,7 @@ class PPOTrainer:
         self.steps = steps_of(method, len(self.stream))
         # only what the run comes to see
         self.stream.prepare(itertools.islice(self.stream, self.steps * method.batch_size))
-        self.step = 0
+        self.step, self.first_step = 0, 0  # of this process, which may resume a run
         self.judge = judge_by(setting)
         self.policy.freeze_reference()
         self.policy.add_value_head()
@@ -92,7 +92,12 @@ class PPOTrainer:
         self.selector.restore_best()
 
     def _step(self, numbers: list[int]) -> dict[str, float]:
-        """One batch of training examples: rollout, update, KL weight."""
+        """One batch of training examples: rollout, update, KL weight.
+
+        Raises:
+            TrainingDivergedError: loss, gradient or weights are no longer finite. No checkpoint holds them.
+            ForwardMismatchError: the very first ratios are not 1.
+        """
         rate = self.config.learning_rate * rate_factor(self.config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -114,6 +119,10 @@ class PPOTrainer:
         values = statistics(rollouts, self.kl.coef) | self._answers(batch, rollouts)
         values["train/shortened"] = sum(p.shortened for p in prompts) / len(prompts)
         values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
+        if not all(torch.isfinite(p).all() for _, p in self.policy.trainable()):
+            raise TrainingDivergedError(
+                f"step {self.step + 1} moved weights beyond what is finite: lower method.learning_rate"
+            )
         self.kl.update(values["ppo/kl"], len(batch))
         values["train/learning_rate"] = rate
         self._warn(values, batch, rollouts)
@@ -135,12 +144,15 @@ class PPOTrainer:
         for said in self.watch.update(values, rollouts.answers, [example.label for example in batch]):
             log.warning("step %d: %s", self.step + 1, said)
         if values["ppo/first_ratio_error"] > RATIO_TOLERANCE and self.policy.base.dtype == torch.float32:
-            log.warning(
-                "step %d: the first ratio differs from 1 by %.2g; old and new log-probabilities should be "
-                "one before the first step",
-                self.step + 1,
-                values["ppo/first_ratio_error"],
+            said = (
+                f"step {self.step + 1}: the first ratio differs from 1 by {values['ppo/first_ratio_error']:.2g}; "
+                f"old and new log-probabilities should be one before the first step"
             )
+            if self.step == self.first_step:  # later on it may be the rounding of a policy gone astray
+                raise ForwardMismatchError(
+                    f"{said}: the model doesn't give the same twice (dropout that stays on, or noise in its layers)"
+                )
+            log.warning(said)
         if self.step == 0 and values["train/unparsable"] > 0.9:
             log.warning(
                 "%.0f%% of the first completions are no legal answer: PPO has little to learn from; start "
@@ -190,6 +202,7 @@ class PPOTrainer:
         state = checkpoint.latest(self.setting.recorder.folder.checkpoints)
         if state is not None:
             self.load_state(state)
+            self.first_step = self.step
             log.info("going on from step %d", self.step)
         self.setting.recorder.folder.truncate_metrics(self.step if state is not None else -1)
 

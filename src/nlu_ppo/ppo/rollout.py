@@ -126,8 +126,15 @@ def _score(
 
 
 def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:
-    """What to watch of a batch: reward, right and unparsable answers, KL, length, the value head's fit."""
+    """What to watch of a batch: reward, right and unparsable answers, KL, length, the value head's fit.
+
+    `train/reward_gap`, what right answers earn more than wrong but legal ones, needs some of both kinds.
+    """
     count = len(rollouts.completions)
+    judged = list(zip(rollouts.rewards, rollouts.answers, rollouts.correct, strict=True))
+    right = [reward for reward, _, correct in judged if correct]
+    wrong = [reward for reward, answer, correct in judged if answer is not None and not correct]
+    gap = {"train/reward_gap": fmean(right) - fmean(wrong)} if right and wrong else {}
     k1 = maths.kl_k1(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
     k3 = maths.kl_k3(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
     return {
@@ -140,4 +147,5 @@ def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:
         "ppo/kl_coef": kl_coef,
         "ppo/completion_tokens": rollouts.mask.sum(1).mean().item(),
         "ppo/explained_variance": maths.explained_variance(rollouts.values, rollouts.returns, rollouts.mask),
+        **gap,
     }

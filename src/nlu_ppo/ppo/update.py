@@ -20,6 +20,10 @@ class TrainingDivergedError(RuntimeError):
     """The loss is no longer finite; the last checkpoint is the last good state."""
 
 
+class ForwardMismatchError(RuntimeError):
+    """Two forward passes of one policy differ by more than rounding, so that PPO's ratios mean nothing."""
+
+
 def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
