@@ -283,6 +283,15 @@ class PPOConfig(TrainingConfig):
         low=1,
     )
     temperature: float = option(1.0, "sampling temperature of rollouts", low=1e-3)
+    top_k: int | None = option(
+        None, "draw rollouts from so many likeliest tokens only, and train that distribution", low=1
+    )
+    top_p: float | None = option(
+        None,
+        "draw rollouts from the fewest likeliest tokens that reach this probability, and train that distribution",
+        low=1e-6,
+        high=1,
+    )
     clip_range: float = option(0.2, "clip of the probability ratio", low=0)
     value_clip_range: float = option(0.2, "clip of the value's change", low=0)
     value_coef: float = option(0.1, "weight of the value loss", low=0)

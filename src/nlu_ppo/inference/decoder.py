@@ -7,11 +7,13 @@ judgement tag.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
 from nlu_ppo.inference.reading import prefill, read_completions, reads_trees
 from nlu_ppo.inference.tree import Ids, alike
@@ -27,6 +29,8 @@ def generate(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     generator: torch.Generator | None = None,
     batch_size: int = 64,
     progress: str | None = None,
@@ -35,12 +39,14 @@ def generate(
 
     Args:
         temperature: 0 is greedy; above, tokens are drawn from exactly softmax(logits / temperature).
+        top_k, top_p: draw from that over the allowed tokens only (`allowed_tokens`).
         progress: label of a progress bar; none if `None`.
     """
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     for rows in _batches(prompts, prefix.length, batch_size, progress):
-        for row, ids in _decode(policy, prefix, prompts, rows, max_new_tokens, temperature, generator):
+        for row, ids in _decode(policy, prefix, prompts, rows, max_new_tokens, choose):
             completions[row] = ids
     return completions
 
@@ -78,16 +84,19 @@ def _decode(
     prompts: Sequence[Ids],
     rows: list[int],
     max_new_tokens: int,
-    temperature: float,
-    generator: torch.Generator | None,
+    choose: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[int, list[int]]]:
-    """Decodes one batch; yields (row, completion) as rows finish."""
+    """Decodes one batch; yields (row, completion) as rows finish.
+
+    Args:
+        choose: the next tokens, (rows,), from their logits, (rows, vocabulary).
+    """
     cache, mask, position, last = prefill(policy, prefix, [prompts[i] for i in rows])
     logits = policy.logits(last)
     live, texts = list(rows), {row: list[int]() for row in rows}
     eos = policy.tokenizer.eos_token_id
     for step in range(max_new_tokens):
-        tokens = _choose(logits, temperature, generator)
+        tokens = choose(logits)
         keep = []
         for i, (row, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             texts[row].append(token)
@@ -107,10 +116,19 @@ def _decode(
         logits, position = policy.logits(hidden[:, -1]), position + 1
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+def _choose(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> Tensor:
     if temperature == 0.0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits / temperature, -1)
+    logits = logits / temperature
+    if top_k is not None or top_p is not None:
+        logits = logits.masked_fill(~allowed_tokens(logits, top_k, top_p), -torch.inf)
+    probabilities = torch.softmax(logits, -1)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
 

@@ -6,7 +6,7 @@ head, each once. Loss and gradients equal those of plain padded rows (tests/test
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,16 @@ from nlu_ppo.models.policy import Policy
 
 @dataclass(frozen=True)
 class Scored:
-    """What a forward says of completions, (B, T) each; anything on padding is 0."""
+    """What a forward says of completions, (B, T) each; anything on padding is 0.
+
+    `allowed`, (B, T, V), marks the tokens that could be drawn; `None` where all could.
+    """
 
     logprobs: Tensor
     values: Tensor
     entropy: Tensor
     mask: Tensor
+    allowed: Tensor | None = None
 
 
 def score_completions(
@@ -36,24 +40,42 @@ def score_completions(
     temperature: float = 1.0,
     share_prefix: bool = True,
     with_values: bool = True,
+    allow: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Scored:
     """Scores `completions` behind their `prompts` under the policy as it is now.
 
     Args:
         temperature: that of the sampling distribution softmax(logits / temperature).
         share_prefix: run common prefixes once; otherwise every row runs all of its tokens (the plain way).
+        allow: where only some tokens could be drawn, these, (B, at least T, V), or how to find them from the
+            logits, (B, T, V). Log-probabilities and entropy are those of the distribution over them.
     """
     read = read_completions(policy, prompts, completions, share_prefix)
-    log_p = (policy.logits(read.hidden) / temperature).log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    values = policy.values(read.hidden) if with_values else torch.zeros_like(entropy)
-    weights = read.mask.to(log_p.dtype)
-    return Scored(
-        logprobs=log_p[read.which, read.targets] * weights,
-        values=values[read.which] * weights,
-        entropy=entropy[read.which] * weights,
-        mask=weights,
-    )
+    logits = policy.logits(read.hidden) / temperature
+    weights = read.mask.to(logits.dtype)
+    values = policy.values(read.hidden)[read.which] if with_values else torch.zeros_like(weights)
+    if allow is None:
+        log_p, allowed = logits.log_softmax(-1), None
+        entropy = -(log_p.exp() * log_p).sum(-1)[read.which]
+        logprobs = log_p[read.which, read.targets]
+    else:
+        logprobs, entropy, allowed = _over_allowed(logits[read.which], read.targets, allow)
+    return Scored(logprobs * weights, values * weights, entropy * weights, weights, allowed)
+
+
+def _over_allowed(
+    logits: Tensor, targets: Tensor, allow: Tensor | Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and entropy, (B, T), over the allowed tokens, and these, from logits (B, T, V).
+
+    Position by position, though rows share states: the rounding of another forward may have ended their sets
+    elsewhere. For the same reason the token that was drawn always is one of them.
+    """
+    allowed = allow[:, : targets.shape[1]] if isinstance(allow, Tensor) else allow(logits.detach())
+    allowed = allowed.scatter(-1, targets.unsqueeze(-1), True)
+    log_p = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    entropy = -(log_p.exp() * log_p.masked_fill(~allowed, 0.0)).sum(-1)
+    return log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy, allowed
 
 
 def micro_batches(

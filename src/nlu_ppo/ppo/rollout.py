@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.inference.decoder import generate
+from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
 from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions
@@ -34,6 +36,7 @@ class Rollouts:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    allowed: Tensor | None  # (B, T, V): tokens that top-k and top-p left; None where all could be drawn
 
 
 @torch.no_grad()
@@ -57,13 +60,22 @@ def collect(
     """
     ids = [p.ids for p in prompts]
     completions = generate(
-        policy, ids, max_new_tokens, temperature=config.temperature, generator=generator, batch_size=len(ids)
+        policy,
+        ids,
+        max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        generator=generator,
+        batch_size=len(ids),
     )
     texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
     judged = [judge(text, example) for text, example in zip(texts, examples, strict=True)]
-    old = _score(policy, ids, completions, config, with_values=True)
+    filtered = config.top_k is not None or config.top_p is not None
+    allow = partial(allowed_tokens, top_k=config.top_k, top_p=config.top_p) if filtered else None
+    old = _score(policy, ids, completions, config, with_values=True, allow=allow)
     with policy.reference() as reference:
-        ref = _score(reference, ids, completions, config, with_values=False)
+        ref = _score(reference, ids, completions, config, with_values=False, allow=old.allowed)
 
     earned = [j[0] for j in judged]
     scaled = scaler(earned) if scaler is not None else earned
@@ -91,6 +103,7 @@ def collect(
         values=old.values,
         advantages=advantages,
         returns=returns,
+        allowed=old.allowed,
     )
 
 
@@ -100,6 +113,7 @@ def _score(
     completions: Sequence[Sequence[int]],
     config: PPOConfig,
     with_values: bool,
+    allow: Tensor | Callable[[Tensor], Tensor] | None,
 ) -> Scored:
     """Scores in micro-batches like the update's, padded to one width."""
     batches = list(micro_batches(policy, prompts, completions, config))
@@ -111,6 +125,7 @@ def _score(
             temperature=config.temperature,
             share_prefix=config.share_prefix,
             with_values=with_values,
+            allow=allow[rows] if isinstance(allow, Tensor) else allow,
         )
         for rows in batches
     ]
@@ -118,11 +133,12 @@ def _score(
     back = torch.tensor([i for rows in batches for i in rows], device=policy.device).argsort()
 
     def join(name: str) -> Tensor:
-        return torch.cat(
-            [torch.nn.functional.pad(getattr(p, name), (0, width - getattr(p, name).shape[1])) for p in parts]
-        )[back]
+        joined = [getattr(part, name) for part in parts]
+        behind = (0, 0) * (joined[0].ndim - 2)  # nothing to add in the dimensions behind the tokens
+        return torch.cat([torch.nn.functional.pad(x, (*behind, 0, width - x.shape[1])) for x in joined])[back]
 
-    return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"))
+    allowed = join("allowed") if allow is not None else None
+    return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"), allowed)
 
 
 def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:

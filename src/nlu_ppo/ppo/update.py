@@ -111,6 +111,7 @@ def _losses(
         [rollouts.completions[i] for i in rows],
         temperature=config.temperature,
         share_prefix=config.share_prefix,
+        allow=rollouts.allowed[rows] if rollouts.allowed is not None else None,
     )
     width = new.mask.shape[1]  # rows of this micro-batch may all be shorter than the batch's longest
     old = {
