@@ -119,7 +119,7 @@ class PPOTrainer:
         values = statistics(rollouts, self.kl.coef) | self._answers(batch, rollouts)
         values["train/shortened"] = sum(p.shortened for p in prompts) / len(prompts)
         values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
-        if not all(torch.isfinite(p).all() for _, p in self.policy.trainable()):
+        if not torch.stack([torch.isfinite(p).all() for _, p in self.policy.trainable()]).all():
             raise TrainingDivergedError(
                 f"step {self.step + 1} moved weights beyond what is finite: lower method.learning_rate"
             )
