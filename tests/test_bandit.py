@@ -116,3 +116,28 @@ def test_an_entropy_bonus_alone_spreads_the_policy() -> None:
     assert spreading[0] == pytest.approx(still[0], abs=1e-5)
     assert all(later > earlier for earlier, later in pairwise(spreading))
     assert spreading[0] < spreading[-1] < math.log(259)  # that of the uniform policy
+
+
+def test_a_clipped_gradient_moves_the_weights_by_no_more() -> None:
+    """One step of plain gradient descent at rate 1 is as long as the gradient: 0.01 once clipped, more if not."""
+    prompt, example = Prompt("Pay:", (3, 1, 4, 1, 5)), Example("x", {}, 0)
+    moved = {}
+    for bound in (None, 0.01):
+        policy = full_policy()
+        config = PPOConfig(
+            name="ppo", learning_rate=1.0, batch_size=16, minibatch_size=16, ppo_epochs=1, max_grad_norm=bound
+        )
+        before = torch.cat([p.detach().flatten().clone() for _, p in policy.trainable()])
+        optimizer = torch.optim.SGD([p for _, p in policy.trainable()], lr=1.0)
+        sampling, shuffling = (torch.Generator().manual_seed(s) for s in (0, 1))
+
+        def judge(text: str, example: Example) -> tuple[float, int, bool]:
+            return float(len(text.encode()) > 1), 0, False
+
+        rollouts = collect(policy, [prompt] * 16, [example] * 16, judge, config, 2, 0.0, sampling)
+        norm = update(policy, optimizer, rollouts, config, shuffling)["ppo/grad_norm"]
+        after = torch.cat([p.detach().flatten() for _, p in policy.trainable()])
+        moved[bound] = (after.double() - before.double()).norm().item()
+        assert norm > 0.05  # what is logged is the norm before clipping
+    assert moved[None] == pytest.approx(norm, rel=1e-3)
+    assert moved[0.01] == pytest.approx(0.01, rel=1e-3)

@@ -110,7 +110,13 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     tmp_path: Path, model_dir: Path, method: str, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of step 4, one step after a checkpoint: bitwise the same adapter and predictions."""
+    # the model's answers are all illegal, and one reward for all would leave nothing to scale
+    (tmp_path / "pays.py").write_text(
+        "def pays(completion, answer, example, *, task, config):\n    return 10.0 * len(set(completion))\n"
+    )
     more = ("method.max_steps=6", "method.checkpoint_every=3", "method.select_every=2", *chosen)
+    if chosen:
+        more += (f"reward.name={tmp_path / 'pays.py'}:pays",)
     start(tmp_path / "whole", model_dir, method, *more)
     original = Recorder.log
 
