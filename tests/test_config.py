@@ -35,8 +35,11 @@ def mistake(*overrides: str) -> str:
 def test_every_choice_composes(choice):
     config = config_of(choice, *NEEDED.get(choice, []))
     group, _, name = choice.partition("=")
-    if group in ("task", "model", "method", "lora"):
+    if group in ("task", "model", "lora"):
         assert getattr(config, group).name == ("folder" if choice == "model=local" else name)
+    if group == "method":  # `ppo_text` and the like are variants of a method, under its name
+        assert name in (config.method.name, f"{config.method.name}_{name.rpartition('_')[2]}")
+        assert type(config.method) is METHOD_SCHEMAS[config.method.name]
 
 
 @pytest.mark.parametrize("method", sorted(METHOD_SCHEMAS))
@@ -63,7 +66,7 @@ def test_every_cell_of_every_study_composes(study):
 def test_every_benchmark_task_and_every_method_has_a_choice():
     groups = {group: {choice.name for choice in choices} for group, choices in read_groups().items()}
     assert set(BENCHMARK_TASKS) <= groups["task"]
-    assert set(METHOD_SCHEMAS) == groups["method"]
+    assert set(METHOD_SCHEMAS) | {"ppo_text", "sft_code"} == groups["method"]
     assert set(STUDY_NAMES) == groups[STUDIES]
 
 
@@ -158,7 +161,7 @@ def test_a_wrong_value_is_named_with_its_key(override, says):
         (["method=sft", "method.kl_coef=0.1"], "kl_coef belongs to method=ppo"),
         (["method=ppo", "method.k=3"], "k belongs to method=few_shot"),
         (["task=rtee"], "Did you mean task=rte?"),
-        (["method=dpo"], "few_shot, ppo, sft, zero_shot"),
+        (["method=dpo"], "few_shot, ppo, ppo_text, sft, sft_code, zero_shot"),
         (["sweeps=demo"], "+group=choice"),
         (["~seed"], "seed can't be left out"),
         (["task"], "group=choice or key=value"),

@@ -195,7 +195,8 @@ def test_drawing_says_what_scoring_says(architecture: str, temperature: float) -
     with torch.no_grad():
         policy.value_head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
     prompts = [[5, 6, 7, i, *range(20, 20 + 3 * i)] for i in range(6)]
-    drawn = draw(policy, prompts, 5, temperature, torch.Generator().manual_seed(1))
+    sampling = torch.Generator().manual_seed(1)
+    drawn = draw(policy, prompts, 5, temperature=temperature, generator=sampling)
     assert [d.row for d in drawn] == list(range(6))
     with torch.no_grad():
         found = score_drawn(policy, drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -165,3 +166,34 @@ def test_adaptive_kl_weight_by_hand() -> None:
     fixed = maths.KLController(0.2, adaptive=False, target=6.0, horizon=10_000)
     fixed.update(12.0, 16)
     assert fixed.coef == 0.2
+
+
+def test_rewards_scaled_by_their_running_deviation_by_hand() -> None:
+    scaler = maths.RewardScaler("running")
+    # 1, 3: mean 2, sample variance ((1-2)^2 + (3-2)^2) / 1 = 2
+    assert scaler([1.0, 3.0]) == pytest.approx([1 / math.sqrt(2), 3 / math.sqrt(2)])
+    # 1, 3, 5, 7: mean 4, sample variance (9 + 1 + 1 + 9) / 3 = 20/3; the new ones only are scaled
+    assert scaler([5.0, 7.0]) == pytest.approx([5 / math.sqrt(20 / 3), 7 / math.sqrt(20 / 3)])
+    standardized = maths.RewardScaler("standardized")
+    standardized([1.0, 3.0])
+    assert standardized([5.0, 7.0]) == pytest.approx([1 / math.sqrt(20 / 3), 3 / math.sqrt(20 / 3)])
+    assert maths.RewardScaler("none")([1.0, 3.0]) == [1.0, 3.0]
+
+
+def test_rewards_that_never_differed_are_not_divided() -> None:
+    assert maths.RewardScaler("running")([-3.0]) == [-3.0]
+    scaler = maths.RewardScaler("running")
+    assert [scaler([-3.0, -3.0]) for _ in range(3)] == [[-3.0, -3.0]] * 3
+    assert maths.RewardScaler("standardized")([-3.0, -3.0]) == [0.0, 0.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=5), min_size=1, max_size=6))
+def test_running_moments_equal_those_of_all_numbers(batches: list[list[float]]) -> None:
+    moments = maths.RunningMoments()
+    for batch in batches:
+        moments.update(batch)
+    numbers = [x for batch in batches for x in batch]
+    assert moments.mean == pytest.approx(statistics.fmean(numbers), abs=1e-9)
+    expected = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    assert moments.deviation == pytest.approx(expected, rel=1e-6, abs=1e-6)

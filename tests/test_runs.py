@@ -90,7 +90,7 @@ def test_ppo_starts_with_a_ratio_of_one_and_logs_what_to_watch(tmp_path: Path, m
     assert logged[0]["ppo/first_ratio_error"] < 1e-3
     assert abs(logged[0]["ppo/kl"]) < 1e-3  # policy and reference are still one
     assert {
-        "train/reward", "train/accuracy", "train/unparsable", "ppo/kl", "ppo/kl_k3", "ppo/entropy",
+        "train/reward", "train/accuracy", "train/unparsable", "ppo/kl", "ppo/kl_k3", "ppo/entropy", "ppo/score",
         "ppo/clip_fraction", "ppo/explained_variance", "answers/Positive", "answers/Negative",
     } <= logged[0].keys()  # fmt: skip
 
@@ -103,12 +103,20 @@ def test_full_fine_tuning_keeps_a_frozen_reference(tmp_path: Path, model_dir: Pa
     assert (tmp_path / "run" / "adapter" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("method", ["sft", "ppo"])
+@pytest.mark.parametrize(
+    ("method", "chosen"), [("sft", ()), ("ppo", ()), ("ppo", ("method.reward_scaling=running",))]
+)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    tmp_path: Path, model_dir: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_dir: Path, method: str, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of step 4, one step after a checkpoint: bitwise the same adapter and predictions."""
-    more = ("method.max_steps=6", "method.checkpoint_every=3", "method.select_every=2")
+    # the model's answers are all illegal, and one reward for all would leave nothing to scale
+    (tmp_path / "pays.py").write_text(
+        "def pays(completion, answer, example, *, task, config):\n    return 10.0 * len(set(completion))\n"
+    )
+    more = ("method.max_steps=6", "method.checkpoint_every=3", "method.select_every=2", *chosen)
+    if chosen:
+        more += (f"reward.name={tmp_path / 'pays.py'}:pays",)
     start(tmp_path / "whole", model_dir, method, *more)
     original = Recorder.log
 

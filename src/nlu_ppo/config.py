@@ -268,13 +268,30 @@ class PPOConfig(TrainingConfig):
         "leave the rest of a batch's passes once new and old policy differ by so much (nats per token)",
         low=0,
     )
-    reward_clip: float | None = option(None, "scores are held between minus this and this", low=0)
+    reward_scaling: str = option(
+        "none",
+        "rewards as they are, divided by the running deviation of all rewards so far, or (standardized) their "
+        "running mean taken off first",
+        choices=("none", "running", "standardized"),
+    )
+    reward_clip: float | None = option(
+        None, "rewards, once scaled, are held between minus this and this", low=0
+    )
     max_new_tokens: int | None = option(
         None,
         "longest completion; null fits the task's longest answer",
         low=1,
     )
     temperature: float = option(1.0, "sampling temperature of rollouts", low=1e-3)
+    top_k: int | None = option(
+        None, "draw rollouts from so many likeliest tokens only, and train that distribution", low=1
+    )
+    top_p: float | None = option(
+        None,
+        "draw rollouts from the fewest likeliest tokens that reach this probability, and train that distribution",
+        low=1e-6,
+        high=1,
+    )
     clip_range: float = option(0.2, "clip of the probability ratio", low=0)
     value_clip_range: float = option(0.2, "clip of the value's change", low=0)
     value_coef: float = option(0.1, "weight of the value loss", low=0)

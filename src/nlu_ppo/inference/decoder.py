@@ -7,13 +7,15 @@ judgement tag.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nlu_ppo.inference.cache import make_room
+from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
 from nlu_ppo.inference.reading import prefill, read_completions, reads_trees
 from nlu_ppo.inference.tree import Ids, alike
@@ -29,6 +31,8 @@ def generate(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     generator: torch.Generator | None = None,
     batch_size: int = 64,
     progress: str | None = None,
@@ -37,14 +41,20 @@ def generate(
 
     Args:
         temperature: 0 is greedy; above, tokens are drawn from exactly softmax(logits / temperature).
+        top_k, top_p: draw from that over the allowed tokens only (`allowed_tokens`).
         progress: label of a progress bar; none if `None`.
     """
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     for rows in _batches(prompts, prefix.length, batch_size, progress):
-        for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, temperature, generator):
+        for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, choose):
             completions[drawn.row] = drawn.ids
     return completions
+
+
+# the next tokens, (rows,), from their logits, (rows, vocabulary), and their log-probabilities if they are drawn
+Choice = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 @dataclass
@@ -67,12 +77,16 @@ def draw(
     policy: Policy,
     prompts: Sequence[Ids],
     max_new_tokens: int,
+    *,
     temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
     generator: torch.Generator,
 ) -> list[Drawn]:
-    """One completion of each prompt, in one batch."""
-    prefix, order = SharedPrefix(policy, prompts), list(range(len(prompts)))
-    found = _decode(policy, prefix, prompts, order, max_new_tokens, temperature, generator)
+    """One completion of each prompt, in one batch; arguments as of `generate`."""
+    prefix, rows = SharedPrefix(policy, prompts), list(range(len(prompts)))
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    found = _decode(policy, prefix, prompts, rows, max_new_tokens, choose)
     return sorted(found, key=lambda drawn: drawn.row)
 
 
@@ -109,8 +123,7 @@ def _decode(
     prompts: Sequence[Ids],
     rows: list[int],
     max_new_tokens: int,
-    temperature: float,
-    generator: torch.Generator | None,
+    choose: Choice,
 ) -> Iterator[Drawn]:
     """Decodes one batch; yields completions as they end."""
     cache, mask, position, last = prefill(policy, prefix, [prompts[i] for i in rows])
@@ -118,7 +131,7 @@ def _decode(
     live = [Drawn(row) for row in rows]
     eos = policy.tokenizer.eos_token_id
     for step in range(max_new_tokens):
-        tokens, logprobs = _choose(policy.logits(last), temperature, generator)
+        tokens, logprobs = choose(policy.logits(last))
         keep = []
         for i, (drawn, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             drawn.ids.append(token)
@@ -142,13 +155,19 @@ def _decode(
 
 
 def _choose(
-    logits: Tensor, temperature: float, generator: torch.Generator | None
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """A token of each row, and its log-probability if it is drawn."""
     if temperature == 0.0:
         return logits.argmax(-1), None
+    scaled = logits.double() / temperature
+    if top_k is not None or top_p is not None:
+        scaled.masked_fill_(~allowed_tokens(scaled, top_k, top_p), -torch.inf)
     # The inverse of the cumulated distribution: one random number a row, where torch.multinomial draws one a token.
-    probabilities = torch.softmax(logits.double() / temperature, -1)
+    probabilities = torch.softmax(scaled, -1)
     cumulated = probabilities.cumsum(-1)
     drawn = torch.rand(len(logits), 1, dtype=cumulated.dtype, device=logits.device, generator=generator)
     # scaled by the sum, which rounding leaves a little off 1; right=True passes over tokens of probability 0

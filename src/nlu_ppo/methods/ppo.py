@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from nlu_ppo.config import PPOConfig
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.ppo import checkpoint
-from nlu_ppo.ppo.maths import KLController
+from nlu_ppo.ppo.maths import KLController, RewardScaler, RunningMoments
 from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
-from nlu_ppo.ppo.update import update
+from nlu_ppo.ppo.update import ForwardMismatchError, TrainingDivergedError, update
 from nlu_ppo.ppo.watch import Watch
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import CLOSE
@@ -47,7 +48,7 @@ class PPOTrainer:
         self.steps = steps_of(method, len(self.stream))
         # only what the run comes to see
         self.stream.prepare(itertools.islice(self.stream, self.steps * method.batch_size))
-        self.step = 0
+        self.step, self.first_step = 0, 0  # of this process, which may resume a run
         self.judge = judge_by(setting)
         self.policy.freeze_reference()
         self.policy.add_value_head()
@@ -56,6 +57,7 @@ class PPOTrainer:
         self.kl = KLController(
             method.kl_coef, method.kl_controller == "adaptive", method.kl_target, method.kl_horizon
         )
+        self.scaler = RewardScaler(method.reward_scaling)
         seed = setting.config.seed
         self.sampling = torch.Generator(self.policy.device).manual_seed(seed)
         self.shuffling = torch.Generator().manual_seed(seed)
@@ -90,7 +92,12 @@ class PPOTrainer:
         self.selector.restore_best()
 
     def _step(self, numbers: list[int]) -> dict[str, float]:
-        """One batch of training examples: rollout, update, KL weight."""
+        """One batch of training examples: rollout, update, KL weight.
+
+        Raises:
+            TrainingDivergedError: loss, gradient or weights are no longer finite. No checkpoint holds them.
+            ForwardMismatchError: the very first ratios are not 1.
+        """
         rate = self.config.learning_rate * rate_factor(self.config, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -107,10 +114,15 @@ class PPOTrainer:
             self.max_new_tokens,
             self.kl.coef,
             self.sampling,
+            self.scaler,
         )
         values = statistics(rollouts, self.kl.coef) | self._answers(batch, rollouts)
         values["train/shortened"] = sum(p.shortened for p in prompts) / len(prompts)
         values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
+        if not torch.stack([torch.isfinite(p).all() for _, p in self.policy.trainable()]).all():
+            raise TrainingDivergedError(
+                f"step {self.step + 1} moved weights beyond what is finite: lower method.learning_rate"
+            )
         self.kl.update(values["ppo/kl"], len(batch))
         values["train/learning_rate"] = rate
         self._warn(values, batch, rollouts)
@@ -132,12 +144,15 @@ class PPOTrainer:
         for said in self.watch.update(values, rollouts.answers, [example.label for example in batch]):
             log.warning("step %d: %s", self.step + 1, said)
         if values["ppo/first_ratio_error"] > RATIO_TOLERANCE and self.policy.base.dtype == torch.float32:
-            log.warning(
-                "step %d: the first ratio differs from 1 by %.2g; old and new log-probabilities should be "
-                "one before the first step",
-                self.step + 1,
-                values["ppo/first_ratio_error"],
+            said = (
+                f"step {self.step + 1}: the first ratio differs from 1 by {values['ppo/first_ratio_error']:.2g}; "
+                f"old and new log-probabilities should be one before the first step"
             )
+            if self.step == self.first_step:  # later on it may be the rounding of a policy gone astray
+                raise ForwardMismatchError(
+                    f"{said}: the model doesn't give the same twice (dropout that stays on, or noise in its layers)"
+                )
+            log.warning(said)
         if self.step == 0 and values["train/unparsable"] > 0.9:
             log.warning(
                 "%.0f%% of the first completions are no legal answer: PPO has little to learn from; start "
@@ -164,6 +179,7 @@ class PPOTrainer:
         }
         values = {
             "kl_coef": self.kl.coef,
+            "rewards": asdict(self.scaler.moments),
             "optimizer": optimizer.values,
             "selected": selected,
         }
@@ -180,11 +196,13 @@ class PPOTrainer:
         self.sampling.set_state(tensors["random/sampling"])
         self.shuffling.set_state(tensors["random/shuffling"])
         self.kl.coef = state.values["kl_coef"]
+        self.scaler.moments = RunningMoments(**state.values["rewards"])
 
     def _resume(self) -> None:
         state = checkpoint.latest(self.setting.recorder.folder.checkpoints)
         if state is not None:
             self.load_state(state)
+            self.first_step = self.step
             log.info("going on from step %d", self.step)
         self.setting.recorder.folder.truncate_metrics(self.step if state is not None else -1)
 

@@ -6,7 +6,7 @@ head, each once. Loss and gradients equal those of plain padded rows (tests/test
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,16 @@ from nlu_ppo.models.policy import Policy
 
 @dataclass(frozen=True)
 class Scored:
-    """What a forward says of completions, (B, T) each; anything on padding is 0."""
+    """What a forward says of completions, (B, T) each; anything on padding is 0.
+
+    `allowed`, (B, T, V), marks the tokens that could be drawn; `None` where all could.
+    """
 
     logprobs: Tensor
     values: Tensor
     entropy: Tensor
     mask: Tensor
+    allowed: Tensor | None = None
 
 
 def score_completions(
@@ -40,6 +44,7 @@ def score_completions(
     with_values: bool = True,
     entropy_gradient: bool = True,
     prefix: SharedPrefix | None = None,
+    allow: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Scored:
     """Scores `completions` behind their `prompts` under the policy as it is now.
 
@@ -48,19 +53,36 @@ def score_completions(
         share_prefix: run common prefixes once; otherwise every row runs all of its tokens (the plain way).
         entropy_gradient: entropies pass a gradient on; otherwise they are for watching only.
         prefix: one of these prompts that has been run already, under this policy.
+        allow: where only some tokens could be drawn, these, (B, at least T, V), or how to find them from the
+            logits, (B, T, V). Log-probabilities and entropy are those of the distribution over them.
     """
     read = read_completions(policy, prompts, completions, share_prefix, prefix)
-    logprobs, entropy = policy.token_logprobs(
-        read.hidden, read.which, read.targets, temperature, entropy_gradient
-    )
-    values = policy.values(read.hidden) if with_values else torch.zeros_like(entropy)
+    if allow is None:
+        logprobs, of_states = policy.token_logprobs(
+            read.hidden, read.which, read.targets, temperature, entropy_gradient
+        )
+        entropy, allowed = of_states[read.which], None
+    else:
+        logits = policy.logits(read.hidden) / temperature
+        logprobs, entropy, allowed = _over_allowed(logits[read.which], read.targets, allow)
+    values = policy.values(read.hidden)[read.which] if with_values else torch.zeros_like(logprobs)
     weights = read.mask.to(logprobs.dtype)
-    return Scored(
-        logprobs=logprobs * weights,
-        values=values[read.which] * weights,
-        entropy=entropy[read.which] * weights,
-        mask=weights,
-    )
+    return Scored(logprobs * weights, values * weights, entropy * weights, weights, allowed)
+
+
+def _over_allowed(
+    logits: Tensor, targets: Tensor, allow: Tensor | Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and entropy, (B, T), over the allowed tokens, and these, from logits (B, T, V).
+
+    Position by position, though rows share states: the rounding of another forward may have ended their sets
+    elsewhere. For the same reason the token that was drawn always is one of them.
+    """
+    allowed = allow[:, : targets.shape[1]] if isinstance(allow, Tensor) else allow(logits.detach())
+    allowed = allowed.scatter(-1, targets.unsqueeze(-1), True)
+    log_p = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    entropy = -(log_p.exp() * log_p.masked_fill(~allowed, 0.0)).sum(-1)
+    return log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy, allowed
 
 
 def score_drawn(policy: Policy, drawn: Sequence[Drawn]) -> Scored:

@@ -5,13 +5,16 @@ tokens. Position t holds the token drawn at step t, its log-probability, and the
 
 Sources: PPO, clip and value clip: arXiv 1707.06347 and its released code; GAE: arXiv 1506.02438; per-token KL
 penalty with the score on the last token, whitening, adaptive KL weight: arXiv 1909.08593 and its released
-code; KL estimators k1 and k3: J. Schulman, "Approximating KL divergence" (2020).
+code; KL estimators k1 and k3: J. Schulman, "Approximating KL divergence" (2020); running moments: Chan, Golub and
+LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -130,6 +133,52 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     if spread < 1e-12:
         return 0.0
     return 1.0 - masked_variance(returns_BT - values_BT, mask_BT).item() / spread
+
+
+@dataclass
+class RunningMoments:
+    """Mean and sample deviation of all numbers taken so far, in float64.
+
+    `squares` is the sum of squared differences from the mean.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def update(self, numbers: Sequence[float]) -> None:
+        """Takes one batch of at least one number; joins its moments to those so far."""
+        mean, total = fmean(numbers), self.count + len(numbers)
+        apart = mean - self.mean
+        self.squares += sum((x - mean) ** 2 for x in numbers) + apart**2 * self.count * len(numbers) / total
+        self.mean += apart * len(numbers) / total
+        self.count = total
+
+    @property
+    def deviation(self) -> float:
+        """With n - 1 in the denominator; 0 before the second number, and where all are equal."""
+        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+
+
+@dataclass
+class RewardScaler:
+    """Puts rewards on the scale of their own history: r / s, or (r - m) / s.
+
+    m and s are running mean and deviation of all rewards of the run, the present batch included, as in
+    `PPOTrainer.step` of TRL 0.x with `use_score_scaling` (and `use_score_norm`). Unlike there, rewards that never
+    differed are not divided: TRL divides them by the smallest positive step of float32.
+    """
+
+    kind: str  # none, running or standardized
+    moments: RunningMoments = field(default_factory=RunningMoments)
+
+    def __call__(self, rewards: Sequence[float]) -> list[float]:
+        """Takes the rewards of one batch into the moments; returns them scaled."""
+        if self.kind == "none":
+            return list(rewards)
+        self.moments.update(rewards)
+        shift = self.moments.mean if self.kind == "standardized" else 0.0
+        return [(reward - shift) / (self.moments.deviation or 1.0) for reward in rewards]
 
 
 @dataclass

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from nlu_ppo.config import PPOConfig
-from nlu_ppo.inference.decoder import draw
+from nlu_ppo.inference.decoder import Drawn, draw
+from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
@@ -20,12 +23,13 @@ from nlu_ppo.tasks.record import Example, Label
 
 @dataclass(frozen=True)
 class Rollouts:
-    """B completions, T tokens. Tensors are (B, T), except `scores`, (B,)."""
+    """B completions, T tokens. Tensors are (B, T), except `scores`, (B,): rewards as paid, scaled and clipped."""
 
     prompts: list[tuple[int, ...]]
     completions: list[list[int]]
     answers: list[Label | None]
     correct: list[bool]
+    rewards: list[float]
     scores: Tensor
     mask: Tensor
     logprobs: Tensor
@@ -33,6 +37,7 @@ class Rollouts:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    allowed: Tensor | None  # (B, T, V): tokens that top-k and top-p left; None where all could be drawn
 
 
 @torch.no_grad()
@@ -45,27 +50,36 @@ def collect(
     max_new_tokens: int,
     kl_coef: float,
     generator: torch.Generator,
+    scaler: maths.RewardScaler | None = None,
 ) -> Rollouts:
     """Draws one completion per prompt and prepares the batch for its update.
 
     Args:
         judge: completion text and example to (reward, parsed answer or `None`, whether it is right).
         max_new_tokens: longest completion; what hasn't closed its tag by then counts as unparsable.
+        scaler: takes the batch's rewards into its moments; without one rewards are not scaled.
     """
     ids = [p.ids for p in prompts]
-    drawn = draw(policy, ids, max_new_tokens, config.temperature, generator)
+    drawn = draw(
+        policy,
+        ids,
+        max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        generator=generator,
+    )
     completions = [d.ids for d in drawn]
     texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
     judged = [judge(text, example) for text, example in zip(texts, examples, strict=True)]
-    if torch.finfo(policy.trunk.dtype).bits >= 32:
-        old = score_drawn(policy, drawn)
-    else:  # decoding and training round differently, by more than the clip range forgives: the same path for both
-        old = _score(policy, ids, completions, config, with_values=True)
+    old = _score_old(policy, drawn, ids, config)
     with policy.reference() as reference:
         prefix = _reference_prefix(reference, ids) if config.share_prefix else None
-        ref = _score(reference, ids, completions, config, with_values=False, prefix=prefix)
+        ref = _score(reference, ids, completions, config, with_values=False, prefix=prefix, allow=old.allowed)
 
-    scores = torch.tensor([j[0] for j in judged], dtype=torch.float32, device=policy.device)
+    earned = [j[0] for j in judged]
+    scaled = scaler(earned) if scaler is not None else earned
+    scores = torch.tensor(scaled, dtype=torch.float32, device=policy.device)
     if config.reward_clip is not None:
         scores = scores.clamp(-config.reward_clip, config.reward_clip)
     rewards = maths.token_rewards(scores, old.logprobs, ref.logprobs, old.mask, kl_coef)
@@ -81,6 +95,7 @@ def collect(
         completions=completions,
         answers=[j[1] for j in judged],
         correct=[j[2] for j in judged],
+        rewards=earned,
         scores=scores,
         mask=old.mask,
         logprobs=old.logprobs,
@@ -88,7 +103,21 @@ def collect(
         values=old.values,
         advantages=advantages,
         returns=returns,
+        allowed=old.allowed,
     )
+
+
+def _score_old(
+    policy: Policy, drawn: Sequence[Drawn], prompts: Sequence[Sequence[int]], config: PPOConfig
+) -> Scored:
+    """Log-probabilities and values of what was drawn, under the policy that drew it."""
+    filtered = config.top_k is not None or config.top_p is not None
+    if torch.finfo(policy.trunk.dtype).bits >= 32 and not filtered:
+        return score_drawn(policy, drawn)
+    # In bfloat16 decoding and training round differently, by more than the clip range forgives: the same path for
+    # both. And what top-k and top-p leave is found from that path's logits.
+    allow = partial(allowed_tokens, top_k=config.top_k, top_p=config.top_p) if filtered else None
+    return _score(policy, prompts, [d.ids for d in drawn], config, with_values=True, allow=allow)
 
 
 def _score(
@@ -98,6 +127,7 @@ def _score(
     config: PPOConfig,
     with_values: bool,
     prefix: SharedPrefix | None = None,
+    allow: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Scored:
     """Scores in micro-batches like the update's, padded to one width."""
     batches = list(micro_batches(policy, prompts, completions, config))
@@ -110,6 +140,7 @@ def _score(
             share_prefix=config.share_prefix,
             with_values=with_values,
             prefix=prefix,
+            allow=allow[rows] if isinstance(allow, Tensor) else allow,
         )
         for rows in batches
     ]
@@ -117,11 +148,12 @@ def _score(
     back = torch.tensor([i for rows in batches for i in rows], device=policy.device).argsort()
 
     def join(name: str) -> Tensor:
-        return torch.cat(
-            [torch.nn.functional.pad(getattr(p, name), (0, width - getattr(p, name).shape[1])) for p in parts]
-        )[back]
+        joined = [getattr(part, name) for part in parts]
+        behind = (0, 0) * (joined[0].ndim - 2)  # nothing to add in the dimensions behind the tokens
+        return torch.cat([torch.nn.functional.pad(x, (*behind, 0, width - x.shape[1])) for x in joined])[back]
 
-    return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"))
+    allowed = join("allowed") if allow is not None else None
+    return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"), allowed)
 
 
 def _reference_prefix(reference: Policy, prompts: Sequence[Sequence[int]]) -> SharedPrefix | None:
@@ -137,12 +169,20 @@ def _reference_prefix(reference: Policy, prompts: Sequence[Sequence[int]]) -> Sh
 
 
 def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:
-    """What to watch of a batch: reward, right and unparsable answers, KL, length, the value head's fit."""
+    """What to watch of a batch: reward, right and unparsable answers, KL, length, the value head's fit.
+
+    `train/reward_gap`, what right answers earn more than wrong but legal ones, needs some of both kinds.
+    """
     count = len(rollouts.completions)
+    judged = list(zip(rollouts.rewards, rollouts.answers, rollouts.correct, strict=True))
+    right = [reward for reward, _, correct in judged if correct]
+    wrong = [reward for reward, answer, correct in judged if answer is not None and not correct]
+    gap = {"train/reward_gap": fmean(right) - fmean(wrong)} if right and wrong else {}
     k1 = maths.kl_k1(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
     k3 = maths.kl_k3(rollouts.logprobs, rollouts.ref_logprobs, rollouts.mask)
     return {
-        "train/reward": rollouts.scores.mean().item(),
+        "train/reward": fmean(rollouts.rewards),
+        "ppo/score": rollouts.scores.mean().item(),
         "train/accuracy": sum(rollouts.correct) / count,
         "train/unparsable": sum(a is None for a in rollouts.answers) / count,
         "ppo/kl": k1.mean().item(),
@@ -150,4 +190,5 @@ def statistics(rollouts: Rollouts, kl_coef: float) -> dict[str, float]:
         "ppo/kl_coef": kl_coef,
         "ppo/completion_tokens": rollouts.mask.sum(1).mean().item(),
         "ppo/explained_variance": maths.explained_variance(rollouts.values, rollouts.returns, rollouts.mask),
+        **gap,
     }

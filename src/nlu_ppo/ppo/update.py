@@ -20,6 +20,10 @@ class TrainingDivergedError(RuntimeError):
     """The loss is no longer finite; the last checkpoint is the last good state."""
 
 
+class ForwardMismatchError(RuntimeError):
+    """Two forward passes of one policy differ by more than rounding, so that PPO's ratios mean nothing."""
+
+
 def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
@@ -108,6 +112,7 @@ def _losses(
         temperature=config.temperature,
         share_prefix=config.share_prefix,
         entropy_gradient=config.entropy_coef != 0,
+        allow=rollouts.allowed[rows] if rollouts.allowed is not None else None,
     )
     width = new.mask.shape[1]  # rows of this micro-batch may all be shorter than the batch's longest
     old = {

@@ -9,7 +9,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, stdev
 
 from nlu_ppo.tasks.record import Label
 
@@ -19,6 +19,7 @@ ONE_LABEL = 0.95  # of the answers: the policy hardly says anything else ...
 UNLESS_GOLD = 0.8  # ... though the gold labels do
 NEGATIVE_KL = -0.1  # nats per completion, mean of a window: sampling noise stays well above
 USELESS_VALUES = -1.0  # explained variance: errors twice as large as those of a constant
+NO_GAP = 2.0  # standard errors: what right answers earn more than wrong ones could be chance
 RISE, FALL = 1.0, 0.1  # of the reward, in deviations of one batch's mean; of the accuracy, as a share
 
 
@@ -53,6 +54,7 @@ class Watch:
             "collapse": self._collapse(),
             "kl": self._negative_kl(),
             "values": self._useless_values(),
+            "indifference": self._reward_of_form_only(),
             "hacking": self._reward_without_accuracy(),
         }
         now = {name for name, said in found.items() if said}
@@ -105,6 +107,17 @@ class Watch:
         return (
             f"the value head explains {variance:.1f} of the returns' variance (mean of the last {WINDOW} steps): "
             f"it is worse than a constant; lower method.learning_rate or method.value_coef"
+        )
+
+    def _reward_of_form_only(self) -> str | None:
+        gaps = [values["train/reward_gap"] for values in self._values if "train/reward_gap" in values]
+        if len(gaps) < WINDOW / 2:
+            return None
+        if fmean(gaps) > NO_GAP * stdev(gaps) / math.sqrt(len(gaps)):
+            return None
+        return (
+            f"right answers earned {fmean(gaps):+.2f} more than wrong ones of legal form in the last {WINDOW} steps: "
+            f"the reward pays for the form of an answer, so that the policy need not learn the task"
         )
 
     def _reward_without_accuracy(self) -> str | None:
