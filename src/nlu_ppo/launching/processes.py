@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class Job:
         log: the file that its output goes to, behind what is there.
         message: what it finds on its standard input. The pipe stays open behind it for as long as this process
             lives, however it ends, so that a job can notice its end.
+        environment: variables of its own, which win over those of its slot.
     """
 
     name: str
     command: Sequence[str]
     log: Path
     message: bytes = b""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _start(job: Job, environment: Mapping[str, str], attempt: int) -> Running:
         # A session of its own: Ctrl-C at the terminal comes to this process only, which passes it on.
         process = subprocess.Popen(
             list(job.command), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, bufsize=0,
-            env={**os.environ, **environment}, start_new_session=True,
+            env={**os.environ, **environment, **job.environment}, start_new_session=True,
         )  # fmt: skip
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it is gone already; its exit code will tell
