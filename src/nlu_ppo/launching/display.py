@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,8 @@ def headline(grid: Grid) -> str:
 
 def row(cell: Active) -> list[str]:
     """The columns of a running cell: name, step, `COLUMNS`, samples/s, time; `-` for what it doesn't have."""
-    numbers = [_number(cell.metrics.get(name), 2) for name in COLUMNS]
-    step, speed = _number(cell.metrics.get("step"), 0), _number(cell.metrics.get("samples/s"), 1)
+    numbers = [number(cell.metrics.get(name), 2) for name in COLUMNS]
+    step, speed = number(cell.metrics.get("step"), 0), number(cell.metrics.get("samples/s"), 1)
     return [cell.name, step, *numbers, speed, duration(cell.seconds)]
 
 
@@ -84,7 +84,8 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours} h"
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """`-` for a number that isn't there."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -97,7 +98,10 @@ def last_metrics(path: Path, since: float) -> dict[str, float]:
     Args:
         since: when the run was started (`time.time()`). What was written earlier is of an earlier attempt.
     """
-    lines = _tail(path) if path.exists() and path.stat().st_mtime >= since else []
+    try:
+        lines = _tail(path) if path.stat().st_mtime >= since else []
+    except (OSError, ValueError):  # none yet, or being replaced: what can't be read can't be shown
+        lines = []
     if not lines:
         return {}
     found = {"step": float(lines[-1]["step"])}
@@ -151,7 +155,8 @@ class Display:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._open.close()
+        with suppress(OSError):
+            self._open.close()
 
     def due(self) -> bool:
         """Whether `show` has something to do; what it shows takes work to find out."""
@@ -160,17 +165,19 @@ class Display:
     def show(self, grid: Grid) -> None:
         """Shows the grid as it is now."""
         self._shown = time.time()
-        if self._live is not None:
-            self._live.update(drawn(grid), refresh=True)
-        else:
-            print("\n".join([headline(grid), *map(line, grid.running)]), flush=True)
+        with suppress(OSError):  # a terminal that is gone must not cost the runs their time to end in
+            if self._live is not None:
+                self._live.update(drawn(grid), refresh=True)
+            else:
+                print("\n".join([headline(grid), *map(line, grid.running)]), flush=True)
 
     def say(self, text: str) -> None:
         """Prints lines that stay."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, flush=True)
+        with suppress(OSError):
+            if self._live is not None:
+                self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(text, flush=True)
 
 
 def drawn(grid: Grid) -> Any:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from nlu_ppo.cli import USER_ERROR
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import CellError, ConfigError
-from nlu_ppo.launching.display import Active, Display, Grid, duration, headline, last_metrics
+from nlu_ppo.launching.display import Active, Display, Grid, duration, headline, last_metrics, number
 from nlu_ppo.launching.estimate import Durations, Kind
 from nlu_ppo.launching.order import Order
 from nlu_ppo.launching.processes import Ended, Job, Queue
@@ -127,6 +127,7 @@ class LocalLauncher(Launcher):
             folder = Path(tree.hydra.sweep.dir, tree.hydra.sweep.subdir).absolute()
             with read_write(tree.hydra.runtime), open_dict(tree.hydra.runtime):
                 tree.hydra.runtime.output_dir = str(folder)
+            HydraConfig.instance().set_config(tree)
             config = to_config(tree)
             return Cell(
                 name,
@@ -242,7 +243,8 @@ class _Sweep:
         if result is not None:
             self.outcomes[cell.identity] = result
             self.durations.add(cell.kind, ended.seconds)
-            self.display.say(f"done: {cell.name}: score {result['score']:.1f}, {duration(ended.seconds)}")
+            score = number(result.get("score"), 1)
+            self.display.say(f"done: {cell.name}: score {score}, {duration(ended.seconds)}")
             return
         how = ended.how if ended.code else "it left before it had a result (exit code 0)"
         stopped = self.queue.stop_requests > 0 and not said
