@@ -59,8 +59,22 @@ def test_the_last_word_of_a_run_is_read_from_its_metrics(tmp_path: Path) -> None
     path = written(
         tmp_path / "metrics.jsonl",
         {"step": 0, "examples": 0, "seconds": 4.0, "select/score": 50.0},
-        {"step": 1, "examples": 16, "seconds": 6.0, "train/reward": -1.0, "ppo/kl": 0.0, "train/accuracy": 0.25},
-        {"step": 2, "examples": 32, "seconds": 8.0, "train/reward": 0.5, "ppo/kl": None, "train/accuracy": 0.75},
+        {
+            "step": 1,
+            "examples": 16,
+            "seconds": 6.0,
+            "train/reward": -1.0,
+            "ppo/kl": 0.0,
+            "train/accuracy": 0.25,
+        },
+        {
+            "step": 2,
+            "examples": 32,
+            "seconds": 8.0,
+            "train/reward": 0.5,
+            "ppo/kl": None,
+            "train/accuracy": 0.75,
+        },
         {"step": 2, "examples": 32, "seconds": 12.0, "select/score": 62.5},
     )
     with path.open("a") as stream:
@@ -76,7 +90,12 @@ def test_an_earlier_attempt_is_not_taken_for_this_one(tmp_path: Path) -> None:
     began = time.time() + 10
     assert last_metrics(path, since=began) == {}
     # it goes on behind what the first one wrote, with a clock of its own
-    written(path, first, {"step": 8, "examples": 128, "seconds": 5.0}, {"step": 9, "examples": 144, "seconds": 9.0})
+    written(
+        path,
+        first,
+        {"step": 8, "examples": 128, "seconds": 5.0},
+        {"step": 9, "examples": 144, "seconds": 9.0},
+    )
     os.utime(path, (began + 20, began + 20))
     assert last_metrics(path, since=began) == {"step": 9, "samples/s": 4.0}
 

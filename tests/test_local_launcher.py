@@ -138,6 +138,7 @@ def test_a_run_that_dies_is_named_at_the_end_and_touches_no_other(tmp_path: Path
 
 # -- stopped on the way --------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_or_killed_takes_its_runs_along_and_goes_on(tmp_path: Path) -> None:
     rewards, slow = tmp_path / "rewards.py", tmp_path / "rewards.py.slow"

@@ -45,9 +45,19 @@ def test_never_more_jobs_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
 
 
 def test_one_that_dies_touches_no_other(tmp_path: Path) -> None:
-    scripts = {"fails": "echo no >&2; exit 3", "killed": "kill -9 $$", "crashes": "kill -SEGV $$", "fine": "echo yes"}
+    scripts = {
+        "fails": "echo no >&2; exit 3",
+        "killed": "kill -9 $$",
+        "crashes": "kill -SEGV $$",
+        "fine": "echo yes",
+    }
     ended = {e.job.name: e for e in work(Queue([{}]), [shell(n, s, tmp_path) for n, s in scripts.items()])}
-    assert {name: e.code for name, e in ended.items()} == {"fails": 3, "killed": -9, "crashes": -11, "fine": 0}
+    assert {name: e.code for name, e in ended.items()} == {
+        "fails": 3,
+        "killed": -9,
+        "crashes": -11,
+        "fine": 0,
+    }
     assert ended["fails"].how == "exit code 3"
     assert ended["killed"].how.startswith("killed by SIGKILL")
     assert ended["crashes"].how == "killed by SIGSEGV"
@@ -62,7 +72,9 @@ def test_a_command_that_does_not_exist_is_told(tmp_path: Path) -> None:
 
 
 def test_slots_tell_jobs_apart_and_jobs_know_better(tmp_path: Path) -> None:
-    script = f'cd {tmp_path}; mkdir "busy-$GPU" || exit 1; echo $GPU $OWN >> seen; sleep 0.2; rmdir "busy-$GPU"'
+    script = (
+        f'cd {tmp_path}; mkdir "busy-$GPU" || exit 1; echo $GPU $OWN >> seen; sleep 0.2; rmdir "busy-$GPU"'
+    )
     jobs = [
         Job(str(n), ("sh", "-c", script), tmp_path / "log", environment={"OWN": str(n)}) for n in range(6)
     ]

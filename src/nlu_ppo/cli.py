@@ -57,7 +57,9 @@ def list_groups() -> str:
         names = [c.name + "*" * (chosen.get(group) == c.name) for c in choices]
         label = group if group.startswith("hydra/") else f"{'+' * (group not in chosen)}{group}"
         lines.append(
-            textwrap.fill(" ".join(names), 100, initial_indent=f"  {label + '=':<17}", subsequent_indent=" " * 19)
+            textwrap.fill(
+                " ".join(names), 100, initial_indent=f"  {label + '=':<17}", subsequent_indent=" " * 19
+            )
         )
     return "\n".join(lines)
 

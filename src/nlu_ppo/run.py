@@ -246,9 +246,7 @@ def execute(run: Run) -> dict[str, Any]:
         except BaseException as error:
             # Leaving a run that isn't finished is a failure of the run; only a person or the system interrupts.
             failed = isinstance(error, (Exception, SystemExit))
-            failure = _failure(
-                run, "failed" if failed else "interrupted", f"{type(error).__name__}: {error}"
-            )
+            failure = _failure(run, "failed" if failed else "interrupted", f"{type(error).__name__}: {error}")
             folder.finish(failure)
             mirror.end(failure)
             raise

@@ -51,7 +51,9 @@ def headline(grid: Grid) -> str:
         f"{grid.waiting} waiting; {duration(grid.seconds)} gone"
     )
     if grid.running or grid.waiting:
-        left = "unknown until a cell is done" if grid.remaining is None else f"about {duration(grid.remaining)}"
+        left = (
+            "unknown until a cell is done" if grid.remaining is None else f"about {duration(grid.remaining)}"
+        )
         text += f", left: {left}"
     return text
 

@@ -91,9 +91,7 @@ class LocalLauncher(Launcher):
         """What Hydra calls before `launch`."""
         self.hydra_context, self.config = hydra_context, config
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the cells that aren't finished; returns once all have ended.
 
         Raises:
@@ -198,7 +196,9 @@ class _Sweep:
             stack.enter_context(self.display)
             new = [cell for cell in self.runs if cell.identity not in self.outcomes]
             jobs = [self._job(cell, folder / str(number)) for number, cell in enumerate(new)]
-            self.display.say(f"{len(jobs)} runs to do, {_said(self.queue.slots)}; each writes {LOG} in its folder")
+            self.display.say(
+                f"{len(jobs)} runs to do, {_said(self.queue.slots)}; each writes {LOG} in its folder"
+            )
             try:
                 self.queue.work(jobs, self._ended, self._tick)
             finally:
@@ -208,9 +208,7 @@ class _Sweep:
         run = cell.run
         order = Order(cell.name, run.config, run.folder, last_words, cell.job_logging, cell.verbose)
         environment = {"PYTHONUNBUFFERED": "1", **cell.environment}
-        return RunJob(
-            cell.name, CHILD, run.folder / LOG, order.to_line(), environment, cell, last_words
-        )
+        return RunJob(cell.name, CHILD, run.folder / LOG, order.to_line(), environment, cell, last_words)
 
     def _tick(self) -> None:
         if self.display.due():
@@ -315,7 +313,9 @@ def slot_environments(
 
 
 def _said(slots: Sequence[Mapping[str, str]]) -> str:
-    gpus = list(dict.fromkeys(slot["CUDA_VISIBLE_DEVICES"] for slot in slots if "CUDA_VISIBLE_DEVICES" in slot))
+    gpus = list(
+        dict.fromkeys(slot["CUDA_VISIBLE_DEVICES"] for slot in slots if "CUDA_VISIBLE_DEVICES" in slot)
+    )
     threads = slots[0]["OMP_NUM_THREADS"]
     where = f"on GPU {', '.join(gpus)}, " if gpus else ""
     return f"{len(slots)} at a time, {where}{threads} CPU thread{'s' * (threads != '1')} each"
