@@ -100,9 +100,9 @@ def draw(results: Results, folder: Path) -> list[Path]:
         cases = measured(results, axis)
         if len(cases) < 2:
             continue
-        figure, panes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+        figure, panes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
         _panes(panes, results, axis, cases)
-        for pane, label in zip(panes, ("samples/s", "peak memory above the weights, MB"), strict=True):
+        for pane, label in zip(panes, ("samples/s", "memory above the weights, MB"), strict=True):
             pane.set(xlabel=title, ylabel=label, ylim=(0, None))
             pane.grid(alpha=0.3)
         panes[0].legend(frameon=False)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlu_ppo.inference.tree import build, bundles
+from nlu_ppo.inference.tree import build, bundles, distinct
 from nlu_ppo.inference.tree_attention import Batch, plan
 
 TOKEN = st.integers(0, 2)
@@ -31,7 +31,7 @@ def test_every_row_is_a_path(rows: list[list[int]], least: int) -> None:
 
 @given(ROWS)
 def test_no_token_is_there_twice(rows: list[list[int]]) -> None:
-    assert len(build(rows)) == beginnings(rows)
+    assert len(build(rows)) == beginnings(rows) == distinct(rows)
     assert len({build(rows, least=1).places[i] for i in range(len(rows))}) == len(set(map(tuple, rows)))
 
 

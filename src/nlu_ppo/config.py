@@ -7,6 +7,7 @@ composes, `to_config` checks ranges and choices right after, and nothing below `
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -448,12 +449,18 @@ def to_config(tree: DictConfig) -> Config:
     """The composed tree as checked dataclasses.
 
     Raises:
-        ConfigError: a mandatory value is missing, or a value lies outside its range or choices.
+        ConfigError: a key is unknown or left out, a mandatory value is missing, or a value lies outside its
+            range or choices.
     """
     names = [item.name for item in dataclasses.fields(Config)]
     left_out = [name for name in names if name not in list(tree)]
     if left_out:  # `~name` on the command line
         raise ConfigError(f"{', '.join(left_out)} can't be left out")
+    unknown = [str(key) for key in tree if key not in names and key != "hydra"]  # `+name=...`
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], [*names, "sweeps"], n=1)
+        hint = f" Did you mean {'+' * (close[0] == 'sweeps')}{close[0]}=?" if close else ""
+        raise ConfigError(f"unknown key {unknown[0]}.{hint} There is: {', '.join(names)}.")
     missing = sorted(_missing(tree, names))
     if missing:
         raise ConfigError(f"no value given for {', '.join(missing)}: say for instance {missing[0]}=...")

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from nlu_ppo.inference import tree_attention
 from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
-from nlu_ppo.inference.tree import Ids, TokenTree, build
+from nlu_ppo.inference.tree import Ids, TokenTree, build, distinct
 from nlu_ppo.models.policy import Policy
 
 LEAST = 16  # tokens that a node must save: it costs a few operators in every layer
@@ -53,8 +53,8 @@ def read(
     """
     skip, limit = prefix.length if prefix is not None else 0, min(first) if share else 0
     if share and reads_trees(policy):
-        tree = build(rows, skip, LEAST)
-        if _worth(tree, [len(row) - skip for row in rows]):
+        if _worth(rows, skip):
+            tree = build(rows, skip, LEAST)
             wanted = [p for path, f in zip(tree.places, first, strict=True) for p in path[f - skip :]]
             hidden = read_tree(policy, tree, prefix.expand(1) if prefix and skip else None, wanted)
             return Reading(hidden, tree.places, skip)
@@ -62,8 +62,9 @@ def read(
     return _read_padded(policy, rows, first, prefix or SharedPrefix(policy, rows, limit=limit))
 
 
-def _worth(tree: TokenTree, lengths: Sequence[int]) -> bool:
-    return len(tree) <= WORTH * len(lengths) * max(lengths)
+def _worth(rows: Sequence[Ids], skip: int) -> bool:
+    """Whether a tree of the rows behind their first `skip` tokens is enough smaller than the rows padded."""
+    return distinct(rows, skip) <= WORTH * len(rows) * (max(map(len, rows)) - skip)
 
 
 def _read_padded(policy: Policy, rows: Sequence[Ids], first: Sequence[int], prefix: SharedPrefix) -> Reading:
@@ -129,9 +130,9 @@ def prefill(
         ALiBi (MPT's) count the columns of the cache, whatever mask and positions say.
     """
     suffixes = [row[prefix.length :] for row in rows]
-    tree = build(rows, prefix.length, LEAST) if reads_trees(policy) else None
-    packed = tree is not None and _worth(tree, [len(s) for s in suffixes])
-    if tree is not None and packed:
+    packed = reads_trees(policy) and _worth(rows, prefix.length)
+    if packed:
+        tree = build(rows, prefix.length, LEAST)
         cache = prefix.expand(1)
         ends = [path[-1] for path in tree.places]
         hidden = read_tree(policy, tree, cache, ends)

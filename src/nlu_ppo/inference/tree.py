@@ -103,6 +103,13 @@ def build(rows: Sequence[Ids], skip: int = 0, least: int = 1) -> TokenTree:
     return TokenTree(tuple(nodes), tuple(ids), tuple(positions), places)
 
 
+def distinct(rows: Sequence[Ids], skip: int = 0) -> int:
+    """Tokens that a tree of the rows has at least, without building it; `skip` as of `build`."""
+    ordered = sorted(tuple(row) for row in rows)
+    known = sum(max(alike(a, b) - skip, 0) for a, b in pairwise(ordered))  # sorted neighbours share the most
+    return sum(len(row) - skip for row in ordered) - known
+
+
 def alike(a: Ids, b: Ids) -> int:
     """Number of tokens that two rows begin with alike."""
     shorter = min(len(a), len(b))

@@ -84,6 +84,7 @@ class PPOTrainer:
                     reward=f"{values['train/reward']:.2f}",
                     accuracy=f"{values['train/accuracy']:.2f}",
                     kl=f"{values['ppo/kl']:.2f}",
+                    refresh=False,  # `update` shows them, and in a log file not ten times a second
                 )
                 shown.update()
                 if self.selector.due(self.step, last=self.step == self.steps):

@@ -157,7 +157,7 @@ class _Bridge(TrainerCallback):
         values = {names[k]: float(v) for k, v in (logs or {}).items() if k in names}
         if "train/loss" in values:
             self._setting.recorder.log(state.global_step, state.global_step * self._method.batch_size, values)
-            self._bar.set_postfix(loss=f"{values['train/loss']:.3f}")
+            self._bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.update()

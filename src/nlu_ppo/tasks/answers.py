@@ -33,9 +33,10 @@ def parse_answer(
     * Numbers: plain decimal notation, point or comma ("4", "4.5", "4,5"), within the task's range -> float.
       A number outside the range is no legal answer, just as a word outside the answer words isn't: "42" says
       nothing about similarity, and clipping would score it as the best answer.
-    * Extracts: the text, with single blanks. Any text with a letter or digit is an answer.
-    * Choices: the same; if it equals one of `candidates` but for case, punctuation and
-      articles, that candidate. Others are kept, since the official metric gives them partial credit.
+    * Extracts: the text, with single blanks. Any text is an answer, and only an empty one isn't.
+    * Choices: the text, with single blanks, if it has a letter or digit; if it equals one of `candidates` but for
+      case, punctuation and articles, that candidate. Others are kept, since the official metric gives them partial
+      credit.
 
     Args:
         completion: what was generated after the open tag. No text raises an error.
@@ -53,7 +54,7 @@ def parse_answer(
     if record.kind is Kind.REGRESS:
         return _number(answer, record.low, record.high)
     if record.kind is Kind.EXTRACT:
-        return _text(answer)
+        return " ".join(answer.split()) or None
     return _choice(answer, candidates)
 
 
@@ -88,14 +89,11 @@ def _number(text: str, low: float, high: float) -> float | None:
     return value if math.isfinite(value) and low <= value <= high else None
 
 
-def _text(text: str) -> str | None:
-    answer = " ".join(text.split())
-    return answer if any(char.isalnum() for char in answer) else None
-
-
 def _choice(text: str, candidates: Sequence[str] | None) -> str | None:
-    answer = _text(text)
-    if answer and candidates:
+    answer = " ".join(text.split())
+    if not any(char.isalnum() for char in answer):
+        return None
+    if candidates:
         if answer in candidates:
             return answer
         wanted = _essence(answer)
