@@ -29,7 +29,7 @@ def main() -> int:
     order = Order.from_line(sys.stdin.buffer.readline())
     end_with_the_sweep()
     signal.signal(signal.SIGTERM, interrupt)
-    configure_log(OmegaConf.create(order.job_logging), order.verbose)  # type: ignore[arg-type]
+    configure_log(OmegaConf.create(order.job_logging), order.verbose)
     try:
         with leaving_fails():
             run = build_run(order.config, order.folder)

@@ -79,10 +79,10 @@ class LocalLauncher(Launcher):
     def __init__(
         self, slots: int | None = None, threads: int | None = None, retries: int = 0, grace: float = 60.0
     ) -> None:
-        _check("slots", slots, int, 1)
-        _check("threads", threads, int, 1)
-        _check("retries", retries, int, 0)
-        _check("grace", grace, (int, float), 0)
+        _check("slots", slots, 1)
+        _check("threads", threads, 1)
+        _check("retries", retries, 0)
+        _check("grace", grace, 0, whole=False)
         self.slots, self.threads, self.retries, self.grace = slots, threads, retries, grace
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
@@ -115,6 +115,7 @@ class LocalLauncher(Launcher):
     def _compose(self, name: str, overrides: list[str], number: int) -> Cell:
         """The run of a cell, in the folder that Hydra's own launcher would give it."""
         assert self.hydra_context is not None
+        assert self.config is not None
         tree = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(tree):
             tree.hydra.job.id = str(number)
@@ -342,12 +343,12 @@ def available_cores() -> int:
 # -- settings ------------------------------------------------------------------------------------------------
 
 
-def _check(name: str, value: Any, types: type | tuple[type, ...], low: int) -> None:
+def _check(name: str, value: Any, low: int, whole: bool = True) -> None:
     optional = name in ("slots", "threads")
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, types) or value < low:
-        number = "a whole number" if types is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < low:
+        number = "a whole number" if whole else "a number"
         null = ", or null" if optional else ""
         raise ConfigError(f"hydra.launcher.{name}={value}: it takes {number}, at least {low}{null}")
 
