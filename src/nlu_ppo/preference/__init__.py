@@ -1,0 +1,1 @@
+"""Reward models: pairs of a better and a worse completion, the model that tells them apart, and its losses."""
