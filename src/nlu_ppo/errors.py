@@ -23,3 +23,7 @@ class ModelError(UserError):
 
 class RunFolderError(UserError):
     """The run folder already holds another run."""
+
+
+class CellError(UserError):
+    """A run in a process of its own failed, was killed, or left; the message names its log."""
