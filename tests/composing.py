@@ -53,8 +53,8 @@ def every_choice() -> list[str]:
 def every_cell(study: str) -> list[list[str]]:
     """The overrides of all cells of sweeps/<study>.yaml."""
     chosen = f"+sweeps={study}"
-    params = tree_of(chosen, hydra=True).hydra.sweeper.params
-    return expand(OmegaConf.to_container(params), [chosen])
+    sweeper = OmegaConf.to_container(tree_of(chosen, hydra=True).hydra.sweeper)
+    return expand(sweeper["params"], [chosen], sweeper["cells"])
 
 
 def compose_all() -> int:
