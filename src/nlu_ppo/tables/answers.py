@@ -125,7 +125,10 @@ def _intervals(lines: Sequence[Line], reading: Reading) -> dict[str, Interval]:
         return {}
     groups = [_frozen(line.get("group")) for line in lines]
     scorer = Scorer(
-        task, [_frozen(line.get("label")) for line in lines], [_frozen(line["reference"]) for line in lines], groups
+        task,
+        [_frozen(line.get("label")) for line in lines],
+        [_frozen(line["reference"]) for line in lines],
+        groups,
     )
     drawn: list[dict[str, float]] = []
 

@@ -117,7 +117,13 @@ def _printed_lines(
             for cell, metric in place or []:
                 line = found.get((cell, metric)) or Line(cell, metric, None, 0)
                 yield Line(
-                    cell, metric, line.ours, line.expected, printed, source, _comparable(cell, metric, printed)
+                    cell,
+                    metric,
+                    line.ours,
+                    line.expected,
+                    printed,
+                    source,
+                    _comparable(cell, metric, printed),
                 )
 
 
@@ -140,7 +146,9 @@ def _rows_of(
         # what a labelled row of a method stands beside isn't the method's plain row
         claimed = [w for label, w in expected.rows.items() if any(r.row == label for r in source.rows)]
         if row.row is None:
-            ours = [c for c in ours if not any(all(getattr(c, k) == v for k, v in w.items()) for w in claimed)]
+            ours = [
+                c for c in ours if not any(all(getattr(c, k) == v for k, v in w.items()) for w in claimed)
+            ]
         if ours:
             yield row, ours
 

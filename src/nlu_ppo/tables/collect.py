@@ -150,14 +150,13 @@ def collect(outputs: Path, name: str) -> Study:
     return Study(name, outputs / name, tuple(runs), tuple(problems), tuple(notes))
 
 
-def _with_settings(
-    runs: Sequence[Run], problems: Sequence[Problem]
-) -> tuple[list[Run], list[Problem]]:
+def _with_settings(runs: Sequence[Run], problems: Sequence[Problem]) -> tuple[list[Run], list[Problem]]:
     """The same, their cells with the settings that tell runs of this study apart."""
     groups: dict[Cell, list[Mapping[str, str]]] = {}
-    for item in (*runs, *problems):
-        if item.settings:
-            groups.setdefault(item.cell, []).append(item.settings)
+    known = [(run.cell, run.settings) for run in runs] + [(p.cell, p.settings) for p in problems]
+    for cell, settings in known:
+        if settings:
+            groups.setdefault(cell, []).append(settings)
     keys = telling_apart(groups.values())
 
     def apart(cell: Cell, settings: Mapping[str, str]) -> Cell:
@@ -209,13 +208,16 @@ def _run_folders(study: Path) -> list[Path]:
 
 
 def _read_run(folder: Path) -> Run | Problem:
+    task, model, method = folder.parts[-4:-1]
+    cell = Cell(task, model, method)
+    settings: Mapping[str, str] = {}
+    tags: Mapping[str, Any] = {}
     try:
         record = _read_object(folder / "run.json")
-        settings = flatten(_object(record, "identity"))
-        tags = _object(record, "tags")
-        cell = _cell(tags, Cell(*folder.parts[-4:-1]))
-    except (OSError, ValueError, _BrokenResultError):  # torn by a crash: what it says is said elsewhere, too
-        settings, tags, cell = {}, {}, Cell(*folder.parts[-4:-1])
+        settings, tags = flatten(_object(record, "identity")), _object(record, "tags")
+        cell = _cell(tags, cell)
+    except (OSError, ValueError, _BrokenResultError):
+        pass  # not there, or torn by a crash: then the path and the result tell what they can
     match = _RUN_NAME.fullmatch(folder.name)
     seed = int(match["seed"]) if match else None
     path = folder / "result.json"
@@ -341,7 +343,6 @@ def _number(raw: Mapping[str, Any], key: str) -> float | None:
     if number is None and value is not None:
         raise _BrokenResultError(f"{key} is {value!r}, not a finite number")
     return number
-
 
 
 def _one_line(error: Any) -> str:

@@ -40,9 +40,7 @@ class Comparison:
     corrected: float = 1.0
 
 
-def compare(
-    study: Study, answers: AnswersOf | None = None
-) -> tuple[dict[Place, Comparison], list[str]]:
+def compare(study: Study, answers: AnswersOf | None = None) -> tuple[dict[Place, Comparison], list[str]]:
     """Tests every cell against zero-shot, and methods that come after SFT against SFT, of the same task and model.
 
     By `nlu_ppo.statistics.paired_test`. Each run is paired with the baseline's run of its seed; where that
@@ -74,7 +72,9 @@ def compare(
             pairs = [(run, partners.get(run.seed) or partners[min(partners)]) for run in cells[cell]]
             alone += [run for run in cells[cell] if run.seed not in partners]
             for on in answers.get(cells[cell][0].folder, {}):
-                test, differing = _pooled_test([tuple(answers[r.folder].get(on) for r in pair) for pair in pairs])
+                test, differing = _pooled_test(
+                    [tuple(answers[r.folder].get(on) for r in pair) for pair in pairs]
+                )
                 if differing:
                     notes.append(
                         f"{', '.join(cell[:3])}{f', {on}' if on else ''}: {differing} examples have another "

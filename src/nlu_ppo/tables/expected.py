@@ -119,7 +119,12 @@ def judge(expected: Expected, rows: Sequence[Row]) -> list[Verdict]:
         elif not finished:
             verdicts.append(Verdict(demand, "missing", None, f"{demand}: missing, no finished run"))
         else:
-            beside = {name: m for row in rows if row.cell == finished[0].cell for name, m in metrics[row.place].items()}
+            beside = {
+                name: m
+                for row in rows
+                if row.cell == finished[0].cell
+                for name, m in metrics[row.place].items()
+            }
             found = finished[0].score if demand.metric == SCORE else None
             if demand.metric in beside:
                 found = beside[demand.metric].value
@@ -139,6 +144,12 @@ def _verdict(demand: Demand, row: Row, found: float | None) -> Verdict:
     if row.seeds < row.expected:
         return Verdict(demand, "missing", found, f"{said}: n={row.seeds}/{row.expected}, seeds missing")
     return Verdict(demand, "ok", found, f"{said}: ok")
+
+
+def _cell(names: Mapping[str, str], settings: tuple[tuple[str, str], ...] = ()) -> Cell:
+    return Cell(
+        names["task"], names["model"], names["method"], names.get("reward"), names.get("lora"), settings
+    )
 
 
 class _Reader:
@@ -175,13 +186,17 @@ class _Reader:
         model = self.text(top["model"], "model") if top.get("model") is not None else None
         known = {row.model for table in tables for row in table.rows}
         if model is not None and model not in known:
-            self.refuse("model", f"{model!r} is in none of the printed tables; there is {', '.join(sorted(known))}")
+            self.refuse(
+                "model", f"{model!r} is in none of the printed tables; there is {', '.join(sorted(known))}"
+            )
         return Expected(tables, model, rows, seeds, reason, self.distinct(demands))
 
     def label(self, label: Any, tables: Iterable[Printed]) -> str:
         known = [row.row for table in tables for row in table.rows if row.row]
         if label not in known:
-            self.refuse("rows", f"no printed row is labelled {label!r}; there is {', '.join(known) or 'none'}")
+            self.refuse(
+                "rows", f"no printed row is labelled {label!r}; there is {', '.join(known) or 'none'}"
+            )
         return str(label)
 
     def product(self, raw: Any, where: str) -> Iterator[Demand]:
@@ -189,13 +204,13 @@ class _Reader:
         values = [value if isinstance(value, list) else [value] for value in found.values()]
         for names in itertools.product(*values):
             cell = {key: self.text(name, f"{where}.{key}") for key, name in zip(found, names, strict=True)}
-            yield Demand(Cell(**cell))
+            yield Demand(_cell(cell))
 
     def cell(self, raw: Any, where: str) -> Demand:
         found = self.mapping(raw, where, _CELL, ("task", "model", "method"))
         names = {key: self.text(found[key], f"{where}.{key}") for key in _NAMES if found.get(key) is not None}
         settings = self.mapping(found.get("settings", {}), f"{where}.settings")
-        cell = Cell(**names, settings=tuple(sorted((str(k), as_word(v)) for k, v in settings.items())))
+        cell = _cell(names, tuple(sorted((str(k), as_word(v)) for k, v in settings.items())))
         metric = self.text(found.get("metric", SCORE), f"{where}.metric")
         if ("value" in found) != ("tolerance" in found):
             self.refuse(where, "value and tolerance go together")

@@ -174,8 +174,12 @@ class _Reader:
             self.difference(value, f"differences[{index}]")
             for index, value in enumerate(self.listed(top.get("differences", []), "differences"))
         )
-        means = tuple(tuple((columns[k]["task"], columns[k]["metric"]) for k in group) for group in over)
-        return Printed(name, **texts, notes=tuple(notes), rows=rows, differences=differences, average_over=means)
+        means = tuple(
+            tuple((str(columns[k]["task"]), str(columns[k]["metric"])) for k in group) for group in over
+        )
+        return Printed(
+            name, **texts, notes=tuple(notes), rows=rows, differences=differences, average_over=means
+        )
 
     def column(self, raw: Any, where: str, split: Any) -> dict[str, str | None]:
         found = self.mapping(raw, where, _COLUMN_KEYS, ("task", "metric"))

@@ -37,7 +37,11 @@ def as_word(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:g}"
-    word = ",".join(map(as_word, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    word = (
+        ",".join(map(as_word, value))
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else str(value)
+    )
     if word.startswith("sha256:"):
         return word.removeprefix("sha256:")[:8]
     return word if len(word) <= _LONGEST else hashlib.sha256(word.encode()).hexdigest()[:8]

@@ -142,7 +142,9 @@ def _row(
     score, deviation = mean_std(scores) if scores else (None, None)
     sizes = [_or(r.n, a.n if a else None) for r, a in zip(readings, given, strict=True)]
     wrong = [_or(r.unparsable, a.unparsable if a else None) for r, a in zip(readings, given, strict=True)]
-    ends = [_or(r.ci95, a.intervals.get("score") if a else None) for r, a in zip(readings, given, strict=True)]
+    ends = [
+        _or(r.ci95, a.intervals.get("score") if a else None) for r, a in zip(readings, given, strict=True)
+    ]
     row = Row(
         cell,
         on,
@@ -152,7 +154,9 @@ def _row(
         seeds=len(pairs),
         expected=expected,
         n=min((n for n in sizes if n is not None), default=None),
-        unparsable=_mean(100 * w / n if w is not None and n else None for w, n in zip(wrong, sizes, strict=True)),
+        unparsable=_mean(
+            100 * w / n if w is not None and n else None for w, n in zip(wrong, sizes, strict=True)
+        ),
         likelihood=_mean(reading.likelihood for reading in readings),
         majority=_mean(reading.majority for reading in readings),
         metrics=tuple(_metrics(on, pairs, given)),
@@ -167,7 +171,9 @@ def _row(
             "seconds": _mean(run.fit_and_evaluate for run in runs),
             "samples_per_second": _mean(run.samples_per_second for run in runs),
             "device_hours": sum(hours) if hours else None,
-            "peak_memory": max((run.peak_memory for run in runs if run.peak_memory is not None), default=None),
+            "peak_memory": max(
+                (run.peak_memory for run in runs if run.peak_memory is not None), default=None
+            ),
         }
     )
 
