@@ -98,11 +98,15 @@ def metric_lines(rows: Sequence[Row], expected: Expected | None) -> list[Line]:
             lines.append(line)
             taken.add((line.cell, line.metric))
     lines += [line for place, line in found.items() if place not in taken]
-    ranks = {name: rank for rank, name in enumerate(dict.fromkeys(line.metric for line in found.values()))}
+    ranks: dict[
+        tuple[str, str], int
+    ] = {}  # metrics of a task as its benchmark lists them, then further sets'
+    for line in found.values():
+        ranks.setdefault((line.cell.task, line.metric), len(ranks))
 
     def order(line: Line) -> tuple[SortKey, int, str, tuple[SortKey, ...]]:
         place = cell_order(line.cell)
-        return place[0], ranks.get(line.metric, len(ranks)), line.metric, place
+        return place[0], ranks.get((line.cell.task, line.metric), len(ranks)), line.metric, place
 
     return sorted(lines, key=order)
 
@@ -113,7 +117,8 @@ def _printed_lines(
     assert expected is not None
     for row, ours in _rows_of(source, expected, cells):
         for printed in row.cells:
-            place = next(iter(_places(printed, row, ours, found)), None)
+            task = expected.tasks.get(printed.task, printed.task)
+            place = next(_places(task, printed.metric, ours, found, is_plain=row.row is None), None)
             for cell, metric in place or []:
                 line = found.get((cell, metric)) or Line(cell, metric, None, 0)
                 yield Line(
@@ -154,25 +159,24 @@ def _rows_of(
 
 
 def _places(
-    printed: PrintedCell, row: PrintedRow, cells: Sequence[Cell], found: Iterable[tuple[Cell, str]]
+    task: str, printed: str, cells: Sequence[Cell], found: Iterable[tuple[Cell, str]], is_plain: bool
 ) -> Iterator[list[tuple[Cell, str]]]:
-    """Where the printed number belongs among ours; the first that there is counts.
+    """Where the printed metric of a task belongs among ours; the first that there is counts.
 
     Its own task; the task as a member of a group, or as a further set of a run on the task that it is trained
-    on; or, if none of them ran, the place where it would be.
+    on; or, if none of them ran, the place where it would be (unless the row isn't one of single-task runs).
     """
-    metric = printed.metric.replace("test_", "validation_", 1)
-    here = [(cell, metric) for cell in cells if cell.task == printed.task]
     known = set(found)
-    if here and (any(place in known for place in here) or row.row is None):
-        yield here
-    there = [(cell, f"{printed.task}/{metric}") for cell in cells]
+    metric = printed.replace("test_", "validation_", 1)
+    here = [(cell, metric) for cell in cells if cell.task == task]
+    there = [(cell, f"{task}/{metric}") for cell in cells]
     there = [place for place in there if place in known]
+    if any(place in known for place in here) or (here and is_plain and not there):
+        yield here
     if there:
         yield there
-    if row.row is None and not here:
-        absent = dict.fromkeys(cell._replace(task=printed.task) for cell in cells)
-        yield [(cell, metric) for cell in absent]
+    if is_plain and not here:
+        yield [(cell, metric) for cell in dict.fromkeys(cell._replace(task=task) for cell in cells)]
 
 
 def _comparable(cell: Cell, metric: str, printed: PrintedCell) -> bool:

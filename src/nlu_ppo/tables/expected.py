@@ -4,6 +4,7 @@ The file is no part of a run's configuration. All of its keys may be left out:
 
     printed: [a_table_9]          # tables of `nlu_ppo.tables.printed` to lay beside ours
     model: llama2_7b_chat         # whose printed numbers, where the study's model is not the paper's
+    tasks: {record: record_yesno} # printed tasks that the study runs under another name
     rows:                         # printed rows with a label of their own, and the runs that stand beside them
       "ppo, multi-task": {task: glue, method: ppo}
     seeds: 3                      # runs that each cell should have
@@ -41,7 +42,7 @@ from nlu_ppo.tables.summarize import MAJORITY, Row, fits
 FOLDER = CONF.parent / "sweeps" / "expected"
 SCORE = "score"
 
-_TOP = ("printed", "model", "rows", "seeds", "require", "reason", "cells")
+_TOP = ("printed", "model", "tasks", "rows", "seeds", "require", "reason", "cells")
 _NAMES = ("task", "model", "method", "reward", "lora")
 _CELL = (*_NAMES, "settings", "metric", "value", "tolerance")
 
@@ -63,10 +64,11 @@ class Demand:
 
 @dataclass(frozen=True)
 class Expected:
-    """A study's file. `model` and `rows`: which printed numbers belong to which of our rows."""
+    """A study's file. `model`, `tasks` and `rows`: which printed numbers belong to which of our rows."""
 
     printed: tuple[Printed, ...] = ()
     model: str | None = None
+    tasks: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seeds: int | None = None
     reason: str = ""
@@ -172,6 +174,10 @@ class _Reader:
             }
             for label, named in self.mapping(top.get("rows", {}), "rows").items()
         }
+        tasks = {
+            self.known_task(name, tables): self.text(ours, f"tasks.{name}")
+            for name, ours in self.mapping(top.get("tasks", {}), "tasks").items()
+        }
         seeds = top.get("seeds")
         if seeds is not None and (isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1):
             self.refuse("seeds", f"{seeds!r} is no number from 1 up")
@@ -189,7 +195,7 @@ class _Reader:
             self.refuse(
                 "model", f"{model!r} is in none of the printed tables; there is {', '.join(sorted(known))}"
             )
-        return Expected(tables, model, rows, seeds, reason, self.distinct(demands))
+        return Expected(tables, model, tasks, rows, seeds, reason, self.distinct(demands))
 
     def label(self, label: Any, tables: Iterable[Printed]) -> str:
         known = [row.row for table in tables for row in table.rows if row.row]
@@ -198,6 +204,14 @@ class _Reader:
                 "rows", f"no printed row is labelled {label!r}; there is {', '.join(known) or 'none'}"
             )
         return str(label)
+
+    def known_task(self, name: Any, tables: Iterable[Printed]) -> str:
+        known = {cell.task for table in tables for cell in table.cells}
+        if name not in known:
+            self.refuse(
+                "tasks", f"{name!r} is in none of the printed tables; there is {', '.join(sorted(known))}"
+            )
+        return str(name)
 
     def product(self, raw: Any, where: str) -> Iterator[Demand]:
         found = self.mapping(raw, where, _NAMES, ("task", "model", "method"))

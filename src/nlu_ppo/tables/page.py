@@ -25,9 +25,11 @@ def to_html(study: Study, table: Table, pictures: dict[str, Figure]) -> str:
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     groups, without = confusion_matrices(study, table)
+    shown = sections(table)
     return template.render(
         table=table,
-        sections=sections(table),
+        results=[section for section in shown if section.result],
+        rest=[section for section in shown if not section.result],
         pictures=[(caption, _inline(to_svg(figure))) for caption, figure in pictures.items()],
         groups=groups,
         without=without,

@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nlu_ppo.tables.answers import Interval
@@ -36,6 +37,7 @@ _THEME = (
     "<style>svg{color:#1c1c1c;fill:currentColor}@media(prefers-color-scheme:dark){svg{color:#d9d9d9}}</style>"
 )
 _MAX_COLUMNS = 4
+_LEAST_RANGE = 10  # points of the score on a curve's axis
 
 FloatArray = npt.NDArray[np.float64]
 Points = list[tuple[float, float]]
@@ -76,6 +78,9 @@ def learning_curves(study: Study, rows: Sequence[Row]) -> Figure | None:
             elif cell.method in _UNTRAINED and row.score is not None:
                 label = f"{method_label(cell, fields)} (final score)"
                 axes.axhline(row.score, color=colour, linestyle=_UNTRAINED[cell.method], lw=1.6, label=label)
+        low, high = axes.get_ylim()
+        if high - low < _LEAST_RANGE:  # a flat line isn't to look like a jagged one
+            axes.set_ylim((low + high - _LEAST_RANGE) / 2, (low + high + _LEAST_RANGE) / 2)
         axes.set_xlabel("training examples seen")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
@@ -130,14 +135,17 @@ def printed_bars(study: Study, rows: Sequence[Row], lines: Sequence[Line]) -> Fi
     models = len({line.cell.model for line in lines}) > 1
     titles: dict[str, list[Line]] = {}
     for line in lines:
-        title = f"{line.cell.task}, {line.metric}" + (f"\n{line.cell.model}" if models else "")
+        assert line.printed is not None
+        test = line.printed.split == "test" and not line.comparable
+        told = [line.cell.task, line.metric, *([line.cell.model] if models else [])]
+        title = ", ".join(told) + ("\n(the paper's: test split)" if test else "")
         titles.setdefault(title, []).append(line)
     figure, panels = _grid(list(titles), "percent")
     for title, axes in panels.items():
         lows: list[float | None] = []
         names = [method_label(line.cell, fields) for line in titles[title]]
         for place, (line, name) in enumerate(zip(titles[title], names, strict=True)):
-            assert line.printed is not None
+            assert line.printed is not None  # they are the lines that a paper prints
             colour = _style(labels, name)[0]
             value, ends = (line.ours.value, line.ours.ci95) if line.ours else (None, None)
             _draw_bar(axes, place - 0.2, value, ends, colour, width=0.38)
@@ -247,7 +255,8 @@ def _grid(titles: Sequence[str], label: str) -> tuple[Figure, dict[str, Axes]]:
     lines = math.ceil(len(titles) / _MAX_COLUMNS)
     columns = math.ceil(len(titles) / lines)
     # A Figure of its own, not pyplot's: no global state, and no display is ever asked for.
-    figure = Figure(figsize=(max(_PANEL[0] * columns, 6.4), _PANEL[1] * lines + 0.9), layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.06)
+    figure = Figure(figsize=(max(_PANEL[0] * columns, 6.4), _PANEL[1] * lines + 0.9), layout=layout)
     FigureCanvasAgg(figure)
     panels = {}
     for place, title in enumerate(titles, start=1):

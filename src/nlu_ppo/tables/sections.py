@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ class Section:
         rows: texts, one per column.
         ends: numbers of the rows that a line is drawn below.
         dim: numbers of the rows that are no result, but what results are held against.
+        result: whether it is what the study was made for, and not what it cost or was expected to give.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Section:
     ends: frozenset[int] = frozenset()
     dim: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
+    result: bool = True
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,10 @@ def _cost(table: Table) -> Section:
         "seconds: to fit and evaluate, mean over seeds. samples/s: training examples a second of training, or "
         "evaluated ones. device hours: from start to end, loading included, times devices, of all seeds together"
         + (f"; {hours(sum(known))} in all." if known else ".")
-        + " peak memory: of the device, or of the process where that is the CPU; the most of any seed."
+        + " peak memory: of the device; where that is the CPU, of the process, with whatever ran in it before; the "
+        "most of any seed."
     )
-    return _section("Cost", columns, rows, ends, notes=(note,))
+    return replace(_section("Cost", columns, rows, ends, notes=(note,)), result=False)
 
 
 def _verdicts(table: Table) -> Section:
@@ -226,9 +229,13 @@ def _verdicts(table: Table) -> Section:
         _Column("ours", lambda v: decimal(v.found)),
         _Column("verdict", lambda v: v.told.rpartition(": ")[2], number=False),
     ]
-    return _section(
-        "Held to what is expected", columns, table.verdicts, notes=(table.reason,) if table.reason else ()
-    )
+    shown = [
+        verdict for verdict in table.verdicts if verdict.demand.value is not None or verdict.state != "ok"
+    ]
+    notes = [table.reason] if table.reason else []
+    if len(shown) < len(table.verdicts):
+        notes.append(f"{len(table.verdicts) - len(shown)} more cells had to be there, and are.")
+    return replace(_section("Held to what is expected", columns, shown, notes=tuple(notes)), result=False)
 
 
 def _section(
@@ -295,6 +302,8 @@ def _with_deviation(value: float | None, deviation: float | None, digits: int = 
 
 def _seeds(method: str, seeds: int, expected: int) -> str:
     if method == MAJORITY:
+        return MISSING
+    if expected == 0:  # no run was ever asked for
         return MISSING
     return f"n={seeds}" if seeds == expected else f"n={seeds}/{expected}"
 

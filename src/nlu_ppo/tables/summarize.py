@@ -99,7 +99,7 @@ def summarize(
     required = list(required)
     for cell in required:
         if not any(fits(cell, other) for other in seen):
-            seen[cell] = set()
+            seen[_as_its_siblings(cell, runs)] = set()
     if expect_seeds is not None and not required:
         _complete_grid(seen)
     rows: dict[str, list[Row]] = {}
@@ -263,6 +263,13 @@ def fits(wanted: Cell, cell: Cell) -> bool:
     """Whether `cell` is what is wanted, as far as that says (`None`, no settings: says nothing)."""
     names = all(w is None or w == c for w, c in zip(wanted[:5], cell[:5], strict=True))
     return names and set(wanted.settings) <= set(cell.settings)
+
+
+def _as_its_siblings(cell: Cell, cells: Iterable[Cell]) -> Cell:
+    """A cell that never ran, with the reward, lora and settings that its method has on all other tasks."""
+    known = {c._replace(task=cell.task) for c in cells if (c.model, c.method) == (cell.model, cell.method)}
+    fitting = [c for c in known if fits(cell, c)]
+    return fitting[0] if len(fitting) == 1 else cell
 
 
 def _add_problems(seen: dict[Cell, set[int]], problems: Iterable[Problem]) -> None:
