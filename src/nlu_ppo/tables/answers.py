@@ -124,12 +124,11 @@ def _intervals(lines: Sequence[Line], reading: Reading) -> dict[str, Interval]:
     if task is None or any(line.get("reference") is None for line in lines):
         return {}
     groups = [_frozen(line.get("group")) for line in lines]
-    scorer = Scorer(
-        task,
-        [_frozen(line.get("label")) for line in lines],
-        [_frozen(line["reference"]) for line in lines],
-        groups,
-    )
+    labels, references = ([_frozen(line.get(key)) for line in lines] for key in ("label", "reference"))
+    try:
+        scorer = Scorer(task, labels, references, groups)
+    except (TypeError, ValueError):
+        return {}  # answers that aren't of this task: the table shows that there is no interval
     drawn: list[dict[str, float]] = []
 
     def score(*indices: Any) -> float:

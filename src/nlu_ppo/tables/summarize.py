@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -138,12 +138,14 @@ def _row(
 ) -> Row:
     readings = [reading for _, reading in pairs]
     given = [answers.get(run.folder, {}).get(on) for run, _ in pairs]
+    # a headline's numbers are those of its result.json, and what that lacks is missing
+    counted = [None] * len(given) if on is None else given
     scores = [reading.score for reading in readings if reading.score is not None]
     score, deviation = mean_std(scores) if scores else (None, None)
-    sizes = [_or(r.n, a.n if a else None) for r, a in zip(readings, given, strict=True)]
-    wrong = [_or(r.unparsable, a.unparsable if a else None) for r, a in zip(readings, given, strict=True)]
+    sizes = [_or(r.n, a.n if a else None) for r, a in zip(readings, counted, strict=True)]
+    wrong = [_or(r.unparsable, a.unparsable if a else None) for r, a in zip(readings, counted, strict=True)]
     ends = [
-        _or(r.ci95, a.intervals.get("score") if a else None) for r, a in zip(readings, given, strict=True)
+        _or(r.ci95, a.intervals.get("score") if a else None) for r, a in zip(readings, counted, strict=True)
     ]
     row = Row(
         cell,
@@ -165,16 +167,12 @@ def _row(
         return row
     runs = [run for run, _ in pairs]
     hours = [run.device_hours for run in runs if run.device_hours is not None]
-    return Row(
-        **{
-            **vars(row),
-            "seconds": _mean(run.fit_and_evaluate for run in runs),
-            "samples_per_second": _mean(run.samples_per_second for run in runs),
-            "device_hours": sum(hours) if hours else None,
-            "peak_memory": max(
-                (run.peak_memory for run in runs if run.peak_memory is not None), default=None
-            ),
-        }
+    return replace(
+        row,
+        seconds=_mean(run.fit_and_evaluate for run in runs),
+        samples_per_second=_mean(run.samples_per_second for run in runs),
+        device_hours=sum(hours) if hours else None,
+        peak_memory=max((run.peak_memory for run in runs if run.peak_memory is not None), default=None),
     )
 
 
