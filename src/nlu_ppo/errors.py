@@ -23,3 +23,7 @@ class ModelError(UserError):
 
 class RunFolderError(UserError):
     """The run folder already holds another run."""
+
+
+class TrackingError(UserError):
+    """MLflow can't be reached, or refuses what it is asked."""
