@@ -13,7 +13,8 @@ from test_runs import lines, start
 
 from nlu_ppo.config import TrackingConfig
 from nlu_ppo.errors import DataError
-from nlu_ppo.tracking.mirror import connect, default_uri, sync
+from nlu_ppo.tracking.delivery import connect, default_uri
+from nlu_ppo.tracking.mirror import sync
 
 EXPERIMENT = "tracking.experiment=tests"
 
@@ -28,7 +29,7 @@ def test_a_run_in_mlflow_equals_its_folder(tmp_path: Path, model_dir: Path) -> N
     (run,) = client.search_runs([experiment], "tags.study = 's' and tags.method = 'ppo' and tags.seed = '3'")
     assert run.info.status == "FINISHED"
     assert run.data.tags["key"] == json.loads((tmp_path / "run" / "result.json").read_text())["key"]
-    assert run.data.params["batch_size"] == "16"
+    assert run.data.params["method"] == "ppo"
     assert len(run.data.params) < 60
     assert run.data.metrics["final/score"] == pytest.approx(result["score"])
     for name in ("train/reward", "ppo/kl", "select/score"):

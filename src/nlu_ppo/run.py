@@ -10,7 +10,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,10 @@ from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
+from nlu_ppo.tracking.credentials import without_password
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
+from nlu_ppo.tracking.params import params_of
 from nlu_ppo.tracking.picture import draw_run
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Run:
     config: Config
     key: str
     folder: Path
+    typed: frozenset[str] = frozenset()  # keys that the command line or the sweep gave a value to
 
     @property
     def trains(self) -> bool:
@@ -169,7 +172,7 @@ def subfolder(config: Config, key: str) -> str:
     return f"{task_label(config.task)}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
 
 
-def build_run(config: Config, folder: Path) -> Run:
+def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
     """Checks what needs no torch and no data, and names the run.
 
     Raises:
@@ -184,7 +187,7 @@ def build_run(config: Config, folder: Path) -> Run:
         if isinstance(config.method, PPOConfig):
             get_reward(config.reward, task)
     further_tasks(config)
-    return Run(config, run_key(config), folder)
+    return Run(config, run_key(config), folder, frozenset(typed))
 
 
 def _no_training_split(task: Task) -> str:
@@ -204,14 +207,14 @@ class Recorder:
     def __init__(self, folder: RunFolder, mirror: Mirror) -> None:
         self.folder = folder
         self._mirror = mirror
-        self._began = time.time()
+        self._began = folder.started
         self.best: dict[str, float] = {}
 
     def log(self, step: int, examples: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. `examples` (training examples so far) is the axis all methods share."""
         line = {"step": step, "examples": examples, "seconds": round(time.time() - self._began, 3), **values}
         self.folder.append_metrics(line)
-        self._mirror.metrics(line)
+        self._mirror.metrics()
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -227,20 +230,16 @@ def execute(run: Run) -> dict[str, Any]:
             return done
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
-        params = {
-            k: v for k, v in {**tags, **key_fields(run.config.method)}.items() if k not in ("key", "name")
-        }
         folder.begin(
             {
-                "started": time.time(),
                 "host": socket.gethostname(),
                 "tags": tags,
-                "params": params,
+                "params": params_of(run.config, run.names, run.typed),
                 "identity": identity(run.config),
             },
-            yaml.safe_dump(dataclasses.asdict(run.config), sort_keys=False, allow_unicode=True),
+            _written(run.config),
         )
-        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder, tags, params)
+        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
         try:
             result = _work(run, folder, Recorder(folder, mirror))
         except BaseException as error:
@@ -280,7 +279,7 @@ def record_end(run: Run, status: str, error: str) -> None:
             return
         failure = _failure(run, status, error)
         folder.finish(failure)
-        Mirror(config.tracking, Path(config.outputs), folder, record["tags"], record["params"]).end(failure)
+        Mirror(config.tracking, Path(config.outputs), folder).end(failure)
     except RunFolderError:
         return
     finally:
@@ -290,6 +289,14 @@ def record_end(run: Run, status: str, error: str) -> None:
 def _failure(run: Run, status: str, error: str) -> dict[str, Any]:
     """What result.json says of a run that has no result."""
     return {**run.names, "status": status, "seed": run.config.seed, "error": error}
+
+
+def _written(config: Config) -> str:
+    """The configuration as config.yaml has it: without the password of a tracking server."""
+    tree = dataclasses.asdict(config)
+    if config.tracking.uri is not None:
+        tree["tracking"]["uri"] = without_password(config.tracking.uri)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
