@@ -21,7 +21,7 @@ from nlu_ppo.mistakes import explain, told
 from nlu_ppo.run import build_run, execute
 from nlu_ppo.tables.summary import before_and_after
 
-ORPHAN_GRACE = 10.0  # seconds that a run has to end in, once its sweep is gone
+ORPHAN_GRACE = 30.0  # seconds that a run has to end in, once its sweep is gone
 
 
 def main() -> int:
@@ -29,8 +29,13 @@ def main() -> int:
     order = Order.from_line(sys.stdin.buffer.readline())
     end_with_the_sweep()
     signal.signal(signal.SIGTERM, interrupt)
-    configure_log(OmegaConf.create(order.job_logging), order.verbose)
+    return work(order)
+
+
+def work(order: Order) -> int:
+    """Runs what was ordered; a failure is left in `order.last_words`. Returns the exit code."""
     try:
+        configure_log(OmegaConf.create(order.job_logging), order.verbose)
         with leaving_fails():
             run = build_run(order.config, order.folder)
             result = execute(run)

@@ -54,7 +54,7 @@ class Ended:
     Attributes:
         code: exit code; negative: the number of the signal that killed it.
         again: it failed and will be tried again.
-        error: why it could not even be started.
+        error: more than the code says, in words: why it could not even be started.
     """
 
     job: Job
@@ -67,12 +67,37 @@ class Ended:
     def how(self) -> str:
         """In words."""
         if self.error:
-            return f"could not be started ({self.error})"
+            return self.error
         if self.code >= 0:
             return f"exit code {self.code}"
         killer = _name_of(-self.code)
         hint = " (by a user, or by the system when memory runs out)" if killer == "SIGKILL" else ""
         return f"killed by {killer}{hint}"
+
+
+class StopRequests:
+    """Counts signals that ask this process to stop, as long as it is entered."""
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self.count = 0
+        self._signals = signals
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in self._signals:
+            handler = signal.getsignal(number)
+            if (
+                handler is not signal.SIG_IGN
+            ):  # stays so: nohup, and jobs that a script starts in the background
+                self._before[number] = handler
+                signal.signal(number, self._take)
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: Any) -> None:
+        self.count += 1
 
 
 class Queue:
@@ -97,8 +122,23 @@ class Queue:
         self.retries, self.hopeless, self.grace = retries, hopeless, grace
         self.waiting: deque[tuple[Job, int]] = deque()  # with the number of the attempt
         self.running: dict[int, Running] = {}  # by slot
-        self.stop_requests = 0
+        self.stop = StopRequests(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self._deadline: float | None = None
+
+    @property
+    def width(self) -> int:
+        """How many jobs are at work at a time."""
+        return len(self.slots)
+
+    @property
+    def at_work(self) -> list[tuple[Job, float]]:
+        """The running jobs, and when they were started (`time.time()`)."""
+        return [(running.job, running.began) for running in self.running.values()]
+
+    @property
+    def pending(self) -> list[Job]:
+        """The jobs that wait, in their order."""
+        return [job for job, _ in self.waiting]
 
     def work(
         self,
@@ -120,8 +160,8 @@ class Queue:
         """
         self.waiting.extend((job, 1) for job in jobs)
         try:
-            with self._stop_requests_counted():
-                while self.running or (self.waiting and not self.stop_requests):
+            with self.stop:
+                while self.running or (self.waiting and not self.stop.count):
                     self._stop_jobs_if_asked()
                     for ended in [*self._start_jobs(), *self._collect_ended()]:
                         on_end(ended)
@@ -130,7 +170,7 @@ class Queue:
         finally:
             for running in self.running.values():  # only after an error in here or in one of the callbacks
                 _kill_group(running.process)
-        if self.stop_requests:
+        if self.stop.count:
             raise KeyboardInterrupt
 
     # -- starting and ending ------------------------------------------------------------------------------
@@ -138,7 +178,7 @@ class Queue:
     def _start_jobs(self) -> Iterator[Ended]:
         """Fills the free slots. Yields the jobs that could not be started."""
         for number, environment in enumerate(self.slots):
-            if self.stop_requests or not self.waiting:
+            if self.stop.count or not self.waiting:
                 return
             if number in self.running:
                 continue
@@ -146,7 +186,7 @@ class Queue:
             try:
                 self.running[number] = _start(job, environment, attempt)
             except OSError as error:
-                yield Ended(job, 127, 0.0, error=str(error))
+                yield Ended(job, 127, 0.0, error=f"could not be started ({error})")
 
     def _collect_ended(self) -> Iterator[Ended]:
         for number, running in list(self.running.items()):
@@ -158,37 +198,21 @@ class Queue:
             _close(running.process)
             job, attempt = running.job, running.attempt
             again = code != 0 and attempt <= self.retries and code not in self.hopeless
-            again = again and not self.stop_requests
+            again = again and not self.stop.count
             if again:
                 self.waiting.append((job, attempt + 1))
             yield Ended(job, code, time.time() - running.began, again)
 
     # -- stopping -----------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _stop_requests_counted(self) -> Iterator[None]:
-        def count(number: int, frame: Any) -> None:
-            self.stop_requests += 1
-
-        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        # one that is ignored stays so: nohup, and jobs that a script starts in the background
-        before = {s: h for s in wanted if (h := signal.getsignal(s)) is not signal.SIG_IGN}
-        for number in before:
-            signal.signal(number, count)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _stop_jobs_if_asked(self) -> None:
-        if not self.stop_requests:
+        if not self.stop.count:
             return
         if self._deadline is None:
             self._deadline = time.time() + self.grace
             for running in self.running.values():
                 running.process.terminate()
-        elif self.stop_requests > 1 or time.time() > self._deadline:
+        elif self.stop.count > 1 or time.time() > self._deadline:
             for running in self.running.values():
                 _kill_group(running.process)
 
