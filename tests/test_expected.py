@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from composing import ROOT
+from composing import ROOT, every_cell
 from run_folders import write_run
 
 from nlu_ppo.choices import read_groups
@@ -97,6 +97,15 @@ class TestFile:
     )
     def test_every_file_is_legal(self, file):
         assert load_expected(file.stem) is not None
+
+
+@pytest.mark.parametrize("study", sorted(file.stem for file in (ROOT / "sweeps" / "expected").glob("*.yaml")))
+def test_what_is_required_is_what_the_study_runs(study):
+    demands = {demand.cell[:3] for demand in load_expected(study).demands}
+    if not demands:
+        pytest.skip("asks for no cell")
+    words = [dict(word.partition("=")[::2] for word in cell) for cell in every_cell(study)]
+    assert demands == {(w["task"], w.get("model", "tiny"), w["method"]) for w in words}
 
 
 class TestVerdicts:
