@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 NAME ?= demo
 TABLE ?= demo
 BENCH ?= local
+OUTPUTS ?= outputs
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -41,11 +42,11 @@ sweep: $(STAMP) ## run a study: make sweep NAME=demo
 	@$(BIN)/python train.py -m +sweeps=$(NAME) $(ARGS)
 
 table: $(STAMP) ## table and pictures from finished runs: make table TABLE=demo
-	@$(BIN)/python -m nlu_ppo.tables $(TABLE)
+	@$(BIN)/python -m nlu_ppo.tables $(TABLE) --outputs $(OUTPUTS)
 
 reproduce-table: $(STAMP) ## run what a table lacks, then build it: make reproduce-table TABLE=demo
-	@$(BIN)/python train.py -m +sweeps=$(TABLE) $(ARGS)
-	@$(BIN)/python -m nlu_ppo.tables $(TABLE)
+	@$(BIN)/python train.py -m +sweeps=$(TABLE) outputs=$(OUTPUTS) $(ARGS)
+	@$(BIN)/python -m nlu_ppo.tables $(TABLE) --outputs $(OUTPUTS)
 
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000

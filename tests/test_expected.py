@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from composing import ROOT
+from composing import ROOT, every_cell
 from run_folders import write_run
 
 from nlu_ppo.choices import read_groups
@@ -99,6 +99,16 @@ class TestFile:
         assert load_expected(file.stem) is not None
 
 
+EXPECTED = sorted(file.stem for file in (ROOT / "sweeps" / "expected").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", [name for name in EXPECTED if load_expected(name).demands])
+def test_what_is_required_is_what_the_study_runs(study):
+    demands = {demand.cell[:3] for demand in load_expected(study).demands}
+    words = [dict(word.partition("=")[::2] for word in cell) for cell in every_cell(study)]
+    assert demands == {(w["task"], w.get("model", "tiny"), w["method"]) for w in words}
+
+
 class TestVerdicts:
     CELL = REASON + "cells: [{task: rte, model: tiny, method: sft, value: 75, tolerance: 2%s}]"
 
@@ -143,6 +153,16 @@ class TestVerdicts:
             ("cb", "tiny", "ppo", "paper", 1, 2),
         ]
         assert [verdict.state for verdict in table.verdicts] == ["missing", "missing"]
+
+    def test_seeds_without_cells_hold_for_every_row(self, tmp_path):
+        for seed in (0, 1):
+            write_run(tmp_path, "sft", seed)
+        write_run(tmp_path, "ppo", 0)
+        told = [verdict.told for verdict in table_of(tmp_path, "seeds: 2").verdicts]
+        assert told == [
+            "rte, tiny, sft, paper: 75.0: ok",
+            "rte, tiny, ppo, label, paper: 75.0: n=1/2, seeds missing",
+        ]
 
 
 class TestExitCode:

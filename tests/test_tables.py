@@ -224,6 +224,19 @@ class TestTable:
         assert line_of(table, "rte", "sft")[4] == "n=1/3"
         assert len(summarize(study)[0]) == len(summarize(study, 3)[0]) - 1
 
+    def test_a_setting_of_a_task_is_expected_on_no_other(self, tmp_path):
+        for mixing in ("equal", "proportional"):
+            write_run(tmp_path, task="glue", identity={"task": {"mixing": mixing}, "method": {"k": 1}})
+        write_run(tmp_path, task="rte", identity={"method": {"k": 1}})
+        rows, _ = summarize(collect(tmp_path, "demo"), 1)
+        cells = [(row.cell.task, dict(row.cell.settings)) for row in rows if row.cell.method == "sft"]
+        assert cells == [
+            ("rte", {}),
+            ("glue", {}),  # the cell of rte
+            ("glue", {"task.mixing": "equal"}),
+            ("glue", {"task.mixing": "proportional"}),
+        ]
+
     def test_other_sizes_are_noted(self, tmp_path):
         write_run(tmp_path, "sft", majority=50.0)
         write_run(tmp_path, "ppo", correct=[1] * 6, majority=60.0)
@@ -330,18 +343,24 @@ class TestPlots:
         assert learning_curves(study, build_table(study).rows) is None
 
 
+def unbound(outputs) -> list[str]:
+    """Options for studies that nothing is expected of, whatever they are called."""
+    return ["--outputs", str(outputs), "--expected", str(outputs)]
+
+
 class TestCommand:
     def test_writes_and_prints(self, tmp_path, capsys):
         write_run(tmp_path, "zero_shot")
         write_run(tmp_path, "sft", curve=[(0, 50.0), (64, 70.0)])
         write_run(tmp_path, "ppo", status="failed", error="ValueError: NaN in the loss")
-        assert main(["demo", "--outputs", str(tmp_path), "--expect-seeds", "2"]) == 0
+        assert main(["demo", *unbound(tmp_path), "--expect-seeds", "2"]) == 0
         printed = capsys.readouterr().out
         assert "likelihood" in printed
         assert "n=1/2" in printed
         assert "failed" in printed
         assert "ValueError: NaN in the loss" in printed
-        for name in ("table.md", "table.csv", "learning_curves.png", "scores.png"):
+        names = ("table.html", "table.md", "table.tex", "table.csv", "metrics.csv")
+        for name in (*names, "learning_curves.png", "scores.png"):
             path = tmp_path / "demo" / "tables" / name
             assert path.stat().st_size > 0
             assert str(path) in printed
@@ -351,20 +370,20 @@ class TestCommand:
         stale = tmp_path / "demo" / "tables" / "learning_curves.png"
         stale.parent.mkdir()
         stale.write_text("of an earlier call")
-        assert main(["demo", "--outputs", str(tmp_path)]) == 0
+        assert main(["demo", *unbound(tmp_path)]) == 0
         assert "no learning_curves.png" in capsys.readouterr().out
         assert not stale.exists()
 
     def test_no_finished_runs(self, tmp_path, capsys):
         write_run(tmp_path, status="failed", error="boom")
         write_run(tmp_path, study="other")
-        assert main(["demo", "--outputs", str(tmp_path)]) == 1
+        assert main(["demo", *unbound(tmp_path)]) == 1
         captured = capsys.readouterr()
         assert "boom" in captured.out
         assert f"no finished run in {tmp_path / 'demo'}" in captured.err
         assert "make sweep NAME=demo" in captured.err
         assert "other" in captured.err
-        assert main(["absent", "--outputs", str(tmp_path)]) == 1
+        assert main(["absent", *unbound(tmp_path)]) == 1
         assert f"no folder {tmp_path / 'absent'}" in capsys.readouterr().err
 
     def test_wrong_option(self, tmp_path, capsys):
@@ -379,7 +398,7 @@ class TestCommand:
         write_run(tmp_path, "sft", 1)
         environment = {**os.environ, "COLUMNS": "40", "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(
-            [sys.executable, "-m", "nlu_ppo.tables", "demo", "--outputs", str(tmp_path)],
+            [sys.executable, "-m", "nlu_ppo.tables", "demo", *unbound(tmp_path)],
             capture_output=True,
             encoding="ascii",
             env=environment,

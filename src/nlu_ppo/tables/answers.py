@@ -28,7 +28,7 @@ class Answers:
     """A run's answers to one set of examples.
 
     Attributes:
-        ids: of the examples that have a grade; regression has none. Of several tasks, with the task's name.
+        ids: of the examples that have a grade, after their task's name where there are several.
         correct: shape (len(ids),), 0 to 1.
         references: per id the gold answer as a hash, to see whether two runs had the same data.
         groups: per id its group (`None`: one of its own); `None` for all where examples don't belong together.

@@ -53,8 +53,8 @@ def compare(study: Study, answers: AnswersOf | None = None) -> tuple[dict[Place,
         answers: of the runs, by folder and set; read where they aren't given.
 
     Returns:
-        Comparisons by place, and notes on those that could not be made as described. Cells without a partner,
-        and tasks without right and wrong (regression), have no comparison.
+        Comparisons by place, and notes on those that could not be made as described. Cells without a partner
+        and runs without graded answers have no comparison.
     """
     if answers is None:
         answers = {run.folder: read_answers(run) for run in study.runs}

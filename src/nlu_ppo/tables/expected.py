@@ -108,11 +108,12 @@ def load_expected(study: str, folder: Path = FOLDER) -> Expected | None:
 
 
 def judge(expected: Expected, rows: Sequence[Row]) -> list[Verdict]:
-    """Every demand, and what became of it."""
+    """Every demand, and what became of it. Seeds without a demand are asked of every row that there is."""
     headlines = [row for row in rows if row.on is None and row.cell.method != MAJORITY]
+    demands = expected.demands or (tuple(Demand(row.cell) for row in headlines) if expected.seeds else ())
     metrics = {row.place: dict(row.metrics) for row in rows}
     verdicts = []
-    for demand in expected.demands:
+    for demand in demands:
         fitting = [row for row in headlines if fits(demand.cell, row.cell)]
         finished = [row for row in fitting if row.seeds]
         if len(finished) > 1:

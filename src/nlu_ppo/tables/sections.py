@@ -116,9 +116,8 @@ def sections(table: Table) -> list[Section]:
     if table.averages:
         found.append(_averages(table))
     found.append(_cost(table))
-    if table.verdicts:
-        found.append(_verdicts(table))
-    return found
+    held = _verdicts(table)
+    return [*found, held] if held.rows else found
 
 
 def significance(p: float) -> str:
@@ -171,7 +170,7 @@ def _metrics(table: Table) -> Section:
     if beside:
         columns += [
             _Column("paper's", _theirs),
-            _Column("its 95% interval", lambda line: interval(line.printed.ci95 if line.printed else None)),
+            _Column("its 95% interval", _their_interval),
             _Column("of", _of, number=False),
             _Column("difference", lambda line: signed(line.difference, _digits(line))),
             _Column(
@@ -296,6 +295,11 @@ def interval(ends: tuple[float, float] | None, digits: int = 1) -> str:
     return MISSING if ends is None else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
 
 
+def as_printed(value: float) -> str:
+    """With all of its digits, and at least one behind the point: 64.54, 88.0, 0.00961."""
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
+
+
 def _with_deviation(value: float | None, deviation: float | None, digits: int = 1) -> str:
     return decimal(value, digits) + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
@@ -329,13 +333,12 @@ def _ours(line: Line) -> str:
 
 
 def _theirs(line: Line) -> str:
-    return (
-        MISSING
-        if line.printed is None
-        else f"{line.printed.value:g}"
-        if _digits(line) == 3
-        else decimal(line.printed.value)
-    )
+    return MISSING if line.printed is None else as_printed(line.printed.value)
+
+
+def _their_interval(line: Line) -> str:
+    ends = line.printed.ci95 if line.printed else None
+    return MISSING if ends is None else " to ".join(map(as_printed, ends))
 
 
 def _of(line: Line) -> str:
@@ -368,8 +371,9 @@ def _legend(rows: Sequence[Row], comparisons: dict[Place, Comparison], lines: Se
         )
         notes.append(
             f"{against}: difference in points of correct answers on common examples (not in the score, "
-            "where that is no accuracy), and the two-sided p of a paired test: McNemar's exact test for one "
-            "seed, its extension, the sign-flip permutation test, for means over seeds and grouped examples; "
+            "where that is no accuracy; numbers are correct within a tenth of their scale), and the two-sided p of "
+            "a paired test: McNemar's exact test for one seed, its extension, the sign-flip permutation test, for "
+            "means over seeds and grouped examples; "
             f"{correction}. * p<0.05, ** p<0.01, *** p<0.001."
         )
     if any(line.metric.startswith(PERPLEXITY) for line in lines):

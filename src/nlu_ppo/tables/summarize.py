@@ -289,7 +289,9 @@ def _add_problems(seen: dict[Cell, set[int]], problems: Iterable[Problem]) -> No
 
 
 def _complete_grid(seen: dict[Cell, set[int]]) -> None:
+    """Expects a cell on every task, but for one with a setting of its task, which means nothing on another."""
     tasks = {cell.task for cell in seen}
     for cell in list(seen):
-        for task in tasks:
-            seen.setdefault(cell._replace(task=task), set())
+        if not any(key.startswith("task.") for key, _ in cell.settings):
+            for task in tasks:
+                seen.setdefault(cell._replace(task=task), set())
