@@ -36,6 +36,7 @@ from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.credentials import without_password
+from nlu_ppo.tracking.datasets import describe_data
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.params import params_of
@@ -309,6 +310,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import evaluate_part, prediction_lines, summarize
+    from nlu_ppo.serving import served
     from nlu_ppo.tasks.splits import load_tasks
     from nlu_ppo.tasks.submission_sets import load_submission
 
@@ -336,6 +338,12 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
+    folder.update_record(
+        {
+            "datasets": describe_data(config, folder.read_json("run.json")["identity"], tasks, beside),
+            "serving": served(setting) if run.trains else None,
+        }
+    )
     reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     clock.lap("load")
 

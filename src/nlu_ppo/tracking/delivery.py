@@ -22,7 +22,9 @@ from filelock import FileLock
 from nlu_ppo.config import TrackingConfig
 from nlu_ppo.tracking import picture
 from nlu_ppo.tracking.credentials import take_password
+from nlu_ppo.tracking.datasets import dataset_inputs
 from nlu_ppo.tracking.folder import RunFolder
+from nlu_ppo.tracking.model import log_model
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -149,7 +151,12 @@ class Delivery:
         return run.info.run_id
 
     def metrics(self) -> None:
-        """Sends what metrics.jsonl has and the server lacks."""
+        """Sends what metrics.jsonl has and the server lacks; before the first, which data the run reads."""
+        if not self._datasets_told:
+            datasets = dataset_inputs(self.folder.read_json("run.json").get("datasets", ()))
+            if datasets:
+                self._client.log_inputs(self.run_id, datasets)
+            self._datasets_told = True
         lines, end = self.folder.metrics_from(self._offset)
         fresh = [metric for line in lines for metric in self._metrics_of(line)]
         for start in range(0, len(fresh), BATCH):
@@ -189,8 +196,8 @@ class Delivery:
             if (self.folder.path / name).exists():
                 self._client.log_artifact(self.run_id, str(self.folder.path / name))
                 self._alive()
-        if self.folder.adapter.is_dir():
-            self._client.log_artifacts(self.run_id, str(self.folder.adapter), "adapter")
+        if result["status"] == "finished":
+            log_model(self._client, self._experiment, self.run_id, self.folder, self._alive)
         self._client.set_terminated(self.run_id, ENDED[result["status"]], end_time=ended)
 
 
