@@ -58,7 +58,7 @@ def served(setting: Setting) -> dict[str, Any]:
     tasks = [part.task for part in setting.parts]
     first = setting.parts[0]
     example = next(iter(first.data.evaluation.values()))[0]
-    shown = {slot: example.fields[slot] for slot in slots_of(first.task)}
+    shown: dict[str, Any] = {slot: example.fields[slot] for slot in slots_of(first.task)}
     lists = [slot for task in tasks if (slot := _candidates_slot(task, config.task)) is not None]
     shown |= {slot: list(example.candidates) for slot in lists if slot in shown}
     return {
@@ -181,12 +181,14 @@ def _example(part: _Part, number: int, row: Mapping[Any, Any]) -> Example:
         value = row.get(slot)
         if not isinstance(value, (str, list, tuple)):
             raise DataError(f"row {number}: the column {slot!r} holds {value!r} where a text is due")
-    fields, candidates = {slot: row[slot] for slot in part.slots}, ()
-    if part.task.kind is Kind.CHOOSE:  # the candidates are a list, of which the prompt shows a text
-        assert part.task.fields_of is not None
-        assert part.task.candidates_of is not None
-        fields, candidates = part.task.fields_of(fields), part.task.candidates_of(fields)
-    return Example(f"row-{number}", fields, None, candidates=candidates, task=part.task.name)
+    texts = {slot: row[slot] for slot in part.slots}
+    name = f"row-{number}"
+    if part.task.kind is not Kind.CHOOSE:
+        return Example(name, texts, None, task=part.task.name)
+    assert part.task.fields_of is not None
+    assert part.task.candidates_of is not None
+    shown = part.task.fields_of(texts)  # the candidates are a list, of which the prompt shows a text
+    return Example(name, shown, None, candidates=part.task.candidates_of(texts), task=part.task.name)
 
 
 def _read(schema: type[T], values: Mapping[str, Any]) -> T:

@@ -90,8 +90,9 @@ def dataset_inputs(entries: Iterable[Mapping[str, Any]]) -> list[DatasetInput]:
     inputs = []
     for entry in entries:
         schema = Schema([ColSpec("string", name) for name in entry["columns"]])
-        told = MetaDataset(_mlflow_source(entry["source"]), entry["name"], entry["digest"], schema).to_dict()
-        dataset = Dataset(**told, profile=json.dumps({"num_rows": entry["rows"]}))
+        source = _mlflow_source(entry["source"])
+        told = MetaDataset(source, entry["name"], entry["digest"], schema)  # type: ignore[abstract]
+        dataset = Dataset(**told.to_dict(), profile=json.dumps({"num_rows": entry["rows"]}))
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])]))
     return inputs
 

@@ -117,10 +117,10 @@ def _signature(settings: Mapping[str, Any]) -> ModelSignature:
     for slot in settings["lists"]:
         columns[slot] = Array(DataType.string)
     several = len(by_task) > 1
-    inputs = [ColSpec(kind, name, required=not several) for name, kind in columns.items()]
+    inputs: list[Any] = [ColSpec(kind, name, required=not several) for name, kind in columns.items()]
     if several:
         inputs.append(ColSpec(DataType.string, "task"))
-    outputs = [
+    outputs: list[Any] = [
         ColSpec(DataType.double if settings["numbers"] else DataType.string, "label", required=False),
         ColSpec(DataType.string, "completion"),
         ColSpec(Map(DataType.double), "probabilities", required=False),
