@@ -273,7 +273,7 @@ class TestBeside:
         table = build_table(collect(tmp_path, "demo"), expected=Expected(printed=(load("a_table_9"),)))
         rows = cells_of(table, BESIDE)
         ppo = only(rows, task="rte", method="ppo")
-        assert (ppo["ours"], ppo["paper's"], ppo["its 95% interval"]) == ("81.0", "84.9", "80.26 to 89.64")
+        assert (ppo["ours"], ppo["paper's"], ppo["its 95% interval"]) == ("81.0", "84.90", "80.26 to 89.64")
         assert (ppo["difference"], ppo["inside ours"], ppo["of"]) == ("-3.9", "yes", "table 9")
         sft = only(rows, task="rte", method="sft")
         assert (sft["difference"], sft["inside ours"]) == ("-12.0", "no")  # 70.0 - 81.95; 65 to 75
@@ -291,7 +291,7 @@ class TestBeside:
         write_run(tmp_path, "ppo", task="rte", metrics={"accuracy": 0.5})
         table = build_table(collect(tmp_path, "demo"), expected=Expected(printed=(load("a_table_9"),)))
         row = only(cells_of(table, BESIDE), task="rte")
-        assert (row["ours"], row["paper's"], row["of"]) == ("50.0", "84.9", "llama2_7b_chat, table 9")
+        assert (row["ours"], row["paper's"], row["of"]) == ("50.0", "84.90", "llama2_7b_chat, table 9")
         assert (row["difference"], row["inside ours"]) == ("-", "-")
         assert any("no reproduction" in note for note in table.printed_notes)
 

@@ -295,11 +295,6 @@ def interval(ends: tuple[float, float] | None, digits: int = 1) -> str:
     return MISSING if ends is None else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
 
 
-def as_printed(value: float) -> str:
-    """With all of its digits, and at least one behind the point: 64.54, 88.0, 0.00961."""
-    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
-
-
 def _with_deviation(value: float | None, deviation: float | None, digits: int = 1) -> str:
     return decimal(value, digits) + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
@@ -333,12 +328,23 @@ def _ours(line: Line) -> str:
 
 
 def _theirs(line: Line) -> str:
-    return MISSING if line.printed is None else as_printed(line.printed.value)
+    return MISSING if line.printed is None else _as_printed(line.printed.value, line)
 
 
 def _their_interval(line: Line) -> str:
     ends = line.printed.ci95 if line.printed else None
-    return MISSING if ends is None else " to ".join(map(as_printed, ends))
+    return MISSING if ends is None else " to ".join(_as_printed(end, line) for end in ends)
+
+
+def _as_printed(value: float, line: Line) -> str:
+    """With the digits that its table has, one or two, and more if this number has more: 60.10, 6.939, 0.00961."""
+    cells = line.source.cells if line.source and line.printed else ()
+    digits = max([1, *(min(2, _decimals(cell.value)) for cell in cells)])
+    return f"{value:g}" if _decimals(value) > digits else f"{value:.{digits}f}"
+
+
+def _decimals(value: float) -> int:
+    return len(f"{value:g}".partition(".")[2])
 
 
 def _of(line: Line) -> str:
