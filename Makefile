@@ -44,9 +44,8 @@ sweep: $(STAMP) ## run a study: make sweep NAME=demo
 table: $(STAMP) ## table and pictures from finished runs: make table TABLE=demo
 	@$(BIN)/python -m nlu_ppo.tables $(TABLE) --outputs $(OUTPUTS)
 
-reproduce-table: $(STAMP) ## run what a table lacks, then build it: make reproduce-table TABLE=demo
-	@$(BIN)/python train.py -m +sweeps=$(TABLE) outputs=$(OUTPUTS) $(ARGS)
-	@$(BIN)/python -m nlu_ppo.tables $(TABLE) --outputs $(OUTPUTS)
+reproduce-table: $(STAMP) ## say what a table lacks and costs, run that, build it: make reproduce-table TABLE=demo
+	@$(BIN)/python -m nlu_ppo.tables.reproduce $(TABLE) outputs=$(OUTPUTS) $(ARGS)
 
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000

@@ -22,6 +22,7 @@ from nlu_ppo.config import (
     EvalConfig,
     PPOConfig,
     RewardConfig,
+    SFTConfig,
     TaskConfig,
     TrainingConfig,
     ZeroShotConfig,
@@ -32,6 +33,7 @@ from nlu_ppo.further import further_identity, further_tasks, load_further, recor
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.tasks import Task, tasks_of
+from nlu_ppo.tasks.published import check_published
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
@@ -187,8 +189,21 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             raise ConfigError(_no_training_split(task))
         if isinstance(config.method, PPOConfig):
             get_reward(config.reward, task)
+        if isinstance(config.method, SFTConfig):
+            check_answer_words(config.method, task)
+    if config.eval.scoring == "as_published":
+        for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):
+            check_published(task)
     further_tasks(config)
     return Run(config, run_key(config), folder, frozenset(typed))
+
+
+def check_answer_words(method: SFTConfig, task: Task) -> None:
+    """Raises ConfigError where `method.answer_words` names what is no label of the task."""
+    strangers = [label for label in method.answer_words if label not in task.labels]
+    if strangers:
+        there = f"its labels are {', '.join(task.labels)}" if task.labels else "its answers have no labels"
+        raise ConfigError(f"method.answer_words: {strangers[0]} is no label of {task.name}: {there}")
 
 
 def _no_training_split(task: Task) -> str:

@@ -137,7 +137,7 @@ class GridSweeper(Sweeper):
     Args:
         params: by override, values of which the product is taken.
         cells: cells that are listed one by one, as mappings from override to value (see `expand`).
-        minutes: what a cell is expected to take; the sweep itself doesn't look at it.
+        minutes: what a cell is expected to take; the sweep itself doesn't look at it (nlu_ppo.tables.reproduce does).
     """
 
     def __init__(

@@ -22,6 +22,7 @@ from nlu_ppo.ppo.watch import Watch
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import CLOSE
 from nlu_ppo.rewards import get_reward
+from nlu_ppo.rewards.noise import mislabelled
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.record import Example, Label
 
@@ -211,12 +212,14 @@ class PPOTrainer:
 def judge_by(setting: Setting) -> Callable[[str, Example], tuple[float, Label | None, bool]]:
     """Completion and example to (reward, parsed answer, whether it is right)."""
     rewards = {p.task.name: get_reward(setting.config.reward, p.task) for p in setting.parts}
+    noise, seed = setting.config.reward.noise, setting.config.seed
 
     def judge(completion: str, example: Example) -> tuple[float, Label | None, bool]:
         task = setting.part_of(example).task
         # An answer that never closes its tag is no answer here: the policy has to learn when to stop.
         answer = parse_answer(task, completion, example.candidates) if CLOSE in completion else None
-        reward = rewards[task.name](completion, answer, example)
+        shown = mislabelled(example, task, noise, seed) if noise else example
+        reward = rewards[task.name](completion, answer, shown)
         return reward, answer, is_correct(task, answer, example.label)
 
     return judge

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, count, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,7 @@ class TrainingStream:
         self._prompts: list[_Prepared] = []
         task = setting.config.task
         self._mixing = (task.mixing, task.mixing_temperature, setting.config.seed)
+        self._order = getattr(setting.config.method, "order", "shuffled")
 
     def __len__(self) -> int:
         """Examples in one epoch."""
@@ -127,7 +128,18 @@ class TrainingStream:
 
     def __iter__(self) -> Iterator[int]:
         """Endless epochs, each in its own order."""
-        return mixing.epochs(self._numbers, *self._mixing)
+        endless = (mixing.epoch(self._numbers, *self._mixing, number=number) for number in count())
+        return chain.from_iterable(map(self._in_order, endless))
+
+    def _in_order(self, numbers: list[int]) -> list[int]:
+        """By the length of the examples' texts, if the method asks for it; equals keep their random order."""
+        if self._order == "shuffled":
+            return numbers
+        return sorted(numbers, key=self._length, reverse=self._order == "long_first")
+
+    def _length(self, number: int) -> int:
+        """Characters of an example's texts: what makes the prompts of one task longer or shorter."""
+        return sum(map(len, self.example(number).fields.values()))
 
     def part(self, number: int) -> Part:
         """The task that an example belongs to."""

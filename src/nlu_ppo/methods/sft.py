@@ -21,6 +21,7 @@ from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.progress import bar
+from nlu_ppo.tasks.record import Label
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def fit(setting: Setting) -> Setting:
     checkpoints = setting.recorder.folder.checkpoints
     resume = _latest(checkpoints)
     setting.recorder.folder.truncate_metrics(_step_of(resume) if resume else -1)
-    rows = tokenized(setting, stream, method.loss_on)
+    rows = tokenized(setting, stream, method.loss_on, method.answer_words)
     trainer = _trainer(setting, method, rows, steps, selector)
     if resume is None and selector.due(0, last=False):
         selector.score(0, 0)
@@ -47,10 +48,15 @@ def fit(setting: Setting) -> Setting:
     return finished(setting, steps * method.batch_size)
 
 
-def tokenized(setting: Setting, stream: TrainingStream, loss_on: str) -> Dataset:
+def tokenized(
+    setting: Setting, stream: TrainingStream, loss_on: str, words: Mapping[str, str] | None = None
+) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt, completion, end of sequence; made when they are asked for.
 
     The loss counts the completion and the end of sequence, or (`all`) the prompt as well.
+
+    Args:
+        words: label -> what is to be answered in place of the task's own word (`method.answer_words`).
     """
     numbers = stream.first_epoch()
     stream.prepare(numbers)
@@ -58,14 +64,16 @@ def tokenized(setting: Setting, stream: TrainingStream, loss_on: str) -> Dataset
     if stream.shortened:
         log.warning("%d training prompts lost the end of their longest text to fit", stream.shortened)
     end = [e] if (e := setting.policy.tokenizer.eos_token_id) is not None else []
-    return Dataset.from_dict({"number": numbers}).with_transform(_Rows(stream, end, loss_on))
+    return Dataset.from_dict({"number": numbers}).with_transform(_Rows(stream, end, loss_on, words or {}))
 
 
 class _Rows:
     """Makes training rows of the numbers of examples."""
 
-    def __init__(self, stream: TrainingStream, end: Sequence[int], loss_on: str) -> None:
-        self._stream, self._end, self._loss_on = stream, end, loss_on
+    def __init__(
+        self, stream: TrainingStream, end: Sequence[int], loss_on: str, words: Mapping[str, str]
+    ) -> None:
+        self._stream, self._end, self._loss_on, self._words = stream, end, loss_on, words
 
     def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[list[int]]]:
         columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
@@ -73,11 +81,18 @@ class _Rows:
             ids, label = self._stream.prompt(number).ids, self._stream.example(number).label
             assert label is not None
             prompter = self._stream.part(number).prompter
-            target = [*prompter.completion_ids(prompter.completion(label)), *self._end]
+            target = [*prompter.completion_ids(self._answer(number, label)), *self._end]
             hidden = list(ids) if self._loss_on == "all" else [IGNORED] * len(ids)
             columns["input_ids"].append([*ids, *target])
             columns["labels"].append([*hidden, *target])
         return columns
+
+    def _answer(self, number: int, label: Label) -> str:
+        """The completion to learn: with the task's own word, unless `method.answer_words` has another."""
+        part = self._stream.part(number)
+        if self._words and part.task.labels and (word := self._words.get(part.task.labels[int(label)])):  # type: ignore[arg-type]
+            return part.prompter.close(word)
+        return part.prompter.completion(label)
 
     def __getstate__(self) -> dict[str, object]:
         # `datasets` pickles a transform to tell results apart that it keeps. It keeps none of ours, and
