@@ -272,7 +272,8 @@ def _execute(run: Run) -> dict[str, Any]:
         )
         mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder, tags, params)
         try:
-            result = _work(run, folder, Recorder(folder, mirror))
+            with stopping.at_once():
+                result = _work(run, folder, Recorder(folder, mirror))
             with writing(folder.path / PICTURE):
                 draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
             folder.finish(result)
@@ -336,6 +337,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
     reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
+    stopping.leave_if_requested()
     clock.lap("load")
 
     recorder.begin_fit()

@@ -45,6 +45,7 @@ class _Requests:
     def __init__(self) -> None:
         self.number: int | None = None
         self.waits = False
+        self.raised = False
         self._since: float | None = None  # time.monotonic() of the first that wasn't only a warning
 
     def take(self, number: int, frame: Any) -> None:
@@ -57,6 +58,7 @@ class _Requests:
         if first:
             self.number = number
         if insistent or (first and not self.waits):
+            self.raised = True
             raise Interrupted(number)
         if first:
             said = "the run writes a checkpoint after this step and ends; once more ends it at once"
@@ -112,10 +114,21 @@ def at_step_ends() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Within, as outside `at_step_ends`: a request, also one that waits already, ends the block by `Interrupted`."""
+    """Within, as outside `at_step_ends`: a request, also one that waits already, ends the block by `Interrupted`.
+
+    And by nothing else: a library in whose middle it was raised may make an error of its own of it.
+    """
     leave_if_requested()
-    with _waiting(False):
-        yield
+    try:
+        with _waiting(False):
+            yield
+    except Exception as error:
+        if _requests is None or _requests.number is None or not _requests.raised:
+            raise
+        raise Interrupted(_requests.number) from error
+    finally:
+        if _requests is not None:
+            _requests.raised = False
 
 
 @contextlib.contextmanager

@@ -50,6 +50,8 @@ def fit(setting: Setting) -> Setting:
     with stopping.at_step_ends():
         if resume is None:
             selector.after(0, 0)
+        else:
+            log.info("going on from step %d", _step_of(resume))
         if not stopping.requested():
             _train(trainer, resume, steps, method.batch_size, selector)
     stopping.leave_if_requested()

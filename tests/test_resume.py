@@ -1,0 +1,166 @@
+"""Runs that were killed end like runs that were not; damaged checkpoints; a folder is one process's at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from composing import ROOT
+from kill_trials import differences
+from test_runs import start
+
+from nlu_ppo.run import Recorder
+
+TRIALS = int(os.environ.get("NLU_PPO_KILL_TRIALS", "3"))
+
+
+def test_killed_runs_end_like_undisturbed_ones(tmp_path: Path) -> None:
+    """kill -9, SIGTERM and Ctrl-C at random moments; NLU_PPO_KILL_TRIALS=20 for more of them."""
+    command = [sys.executable, str(ROOT / "tests" / "kill_trials.py"), str(tmp_path), "--trials", str(TRIALS)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150 + 60 * TRIALS)
+    print(told.stdout, told.stderr)  # pytest shows it if the next line fails
+    assert told.returncode == 0
+    assert f"{TRIALS} of {TRIALS} trials end bitwise" in told.stdout
+
+
+LONGER = ("method.max_steps=6", "method.checkpoint_every=2", "method.select_every=2")
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Runs are killed, as far as they can tell, in the middle of the step after `last`."""
+    original = Recorder.log
+
+    def stop(self: Recorder, step: int, examples: int, values: Any) -> None:
+        if step > last:
+            raise KeyboardInterrupt
+        original(self, step, examples, values)
+
+    monkeypatch.setattr(Recorder, "log", stop)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-50] ^= 1  # of a weight: safetensors would load it without a word
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize("hurt", [cut, flip, Path.unlink], ids=["cut short", "a bit flipped", "missing"])
+@pytest.mark.parametrize(
+    ("method", "file"), [("ppo", "state.safetensors"), ("sft", "optimizer.pt"), ("sft", "complete.json")]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, model_dir: Path, method: str, file: str, hurt: Any, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    start(tmp_path / "whole", model_dir, method, *LONGER)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "hurt", model_dir, method, *LONGER)
+    newest = max((tmp_path / "hurt" / "checkpoints").glob("*-*4"))
+    hurt(newest / file)
+    caplog.clear()
+    start(tmp_path / "hurt", model_dir, method, *LONGER)
+    assert f"{newest} is not used" in caplog.text
+    assert "going on from step 2" in caplog.text
+    assert differences(tmp_path / "whole", tmp_path / "hurt") == []
+
+
+def test_without_any_good_checkpoint_a_run_begins_anew(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(tmp_path / "whole", model_dir, "ppo", *LONGER)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "hurt", model_dir, "ppo", *LONGER)
+    for file in (tmp_path / "hurt" / "checkpoints").glob("*/state.json"):
+        file.write_text("{")
+    start(tmp_path / "hurt", model_dir, "ppo", *LONGER)
+    assert caplog.text.count("is not used: state.json has 1 bytes") == 2
+    assert differences(tmp_path / "whole", tmp_path / "hurt") == []
+
+
+@pytest.mark.parametrize("method", ["sft", "ppo"])
+def test_an_interrupted_evaluation_trains_nothing_again(
+    tmp_path: Path, model_dir: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an epoch, where transformers' trainer would take another step."""
+    import nlu_ppo.results
+
+    more = ("method.max_steps=5", "method.keep=last")
+    start(tmp_path / "whole", model_dir, method, *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(nlu_ppo.results, "evaluate", lambda *_, **__: os.kill(os.getpid(), 15))
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            start(tmp_path / "broken", model_dir, method, *more)
+    at_the_end = (tmp_path / "broken" / "metrics.jsonl").read_bytes()
+    start(tmp_path / "broken", model_dir, method, *more)
+    assert (tmp_path / "broken" / "metrics.jsonl").read_bytes() == at_the_end
+    assert differences(tmp_path / "whole", tmp_path / "broken") == []
+
+
+def test_time_that_steps_took_before_a_kill_counts(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the speed of a run that was resumed near its end would look fabulous."""
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "run", model_dir, "ppo", *LONGER)
+    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json"
+    spent = json.loads(state.read_text())["selected"]["recorded"]["fit_seconds"]
+    result = start(tmp_path / "run", model_dir, "ppo", *LONGER)
+    assert spent > 0
+    assert result["seconds"]["fit"] > spent
+    assert result["samples_per_second"] == pytest.approx(6 * 16 / result["seconds"]["fit"], rel=1e-3)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nlu_ppo.tracking.folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]), "abc")
+try:
+    folder.open()
+    folder.begin({}, "")
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+except Exception as error:
+    print(error)
+"""
+
+
+def test_a_folder_is_held_by_one_process_and_free_again_after_a_kill(tmp_path: Path) -> None:
+    def hold(seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLD, str(tmp_path / "run"), str(seconds)]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": PATH}
+        )
+
+    first = hold(60)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    second, _ = hold(0).communicate(timeout=60)
+    assert "another process is at work on this run" in second
+    first.kill()
+    first.wait()
+    third, _ = hold(0).communicate(timeout=60)
+    assert third == "held\n"
+
+
+PATH = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
