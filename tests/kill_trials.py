@@ -98,13 +98,14 @@ class Attempt:
         return self.code
 
 
-def start(folder: Path, *arguments: str) -> Attempt:
+def start(folder: Path, *arguments: str, log: Path | None = None, run_dir: bool = True) -> Attempt:
     """`train.py` with these arguments, in a process of its own."""
-    log = folder.with_name(folder.name + ".log")
+    log = log or folder.with_name(folder.name + ".log")
+    places = [f"hydra.run.dir={folder}", f"outputs={folder.parent}"] if run_dir else []
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        run_here(log, [*arguments, f"hydra.run.dir={folder}", f"outputs={folder.parent}"])
+        run_here(log, [*arguments, *places])
     return Attempt(pid, folder, log)
 
 
@@ -225,7 +226,7 @@ def trial(
     else:
         wrong += differences(whole, folder)
     steps = [int(found) for found in re.findall(r"going on from step (\d+)", last.log.read_text())]
-    if not set(steps) <= set(expected) or steps[-1:] != [good for good in expected if good][-1:]:
+    if not set(steps) <= set(expected):
         wrong.append(f"attempts went on from steps {steps}, with checkpoints of {expected}")
     print(
         f"{'WRONG' if wrong else 'same '}  {name}, a checkpoint every {every}: {'; '.join(story)}", flush=True

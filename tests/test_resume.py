@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from kill_trials import differences
 from test_runs import start
 
 from nlu_ppo.run import Recorder
+from nlu_ppo.storage import SEAL
 
 TRIALS = int(os.environ.get("NLU_PPO_KILL_TRIALS", "3"))
 
@@ -29,7 +31,7 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path: Path) -> None:
     assert f"{TRIALS} of {TRIALS} trials end bitwise" in told.stdout
 
 
-LONGER = ("method.max_steps=6", "method.checkpoint_every=2", "method.select_every=2")
+STEPS = ("method.max_steps=4", "method.checkpoint_every=1", "method.select_every=2")
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
@@ -44,6 +46,18 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     monkeypatch.setattr(Recorder, "log", stop)
 
 
+@pytest.fixture(scope="module", params=["ppo", "sft"])
+def halves(request: Any, tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> tuple[str, Path, Path]:
+    """A method, a run of it, and one like it that was stopped in its fourth step, with checkpoints of 2 and 3."""
+    folder = tmp_path_factory.mktemp("halves")
+    start(folder / "whole", model_dir, request.param, *STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            start(folder / "half", model_dir, request.param, *STEPS)
+    return request.param, folder / "whole", folder / "half"
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
@@ -55,41 +69,53 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize("hurt", [cut, flip, Path.unlink], ids=["cut short", "a bit flipped", "missing"])
-@pytest.mark.parametrize(
-    ("method", "file"), [("ppo", "state.safetensors"), ("sft", "optimizer.pt"), ("sft", "complete.json")]
-)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    tmp_path: Path, model_dir: Path, method: str, file: str, hurt: Any, monkeypatch: pytest.MonkeyPatch,
+    halves: tuple[str, Path, Path],
+    tmp_path: Path,
+    model_dir: Path,
+    hurt: Any,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     caplog.set_level(logging.INFO)
-    start(tmp_path / "whole", model_dir, method, *LONGER)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            start(tmp_path / "hurt", model_dir, method, *LONGER)
-    newest = max((tmp_path / "hurt" / "checkpoints").glob("*-*4"))
-    hurt(newest / file)
-    caplog.clear()
-    start(tmp_path / "hurt", model_dir, method, *LONGER)
+    method, whole, half = halves
+    shutil.copytree(half, tmp_path / "half")
+    newest = max((tmp_path / "half" / "checkpoints").glob("*-*3"))
+    hurt(newest / {"ppo": "state.safetensors", "sft": "optimizer.pt"}[method])
+    start(tmp_path / "half", model_dir, method, *STEPS)
     assert f"{newest} is not used" in caplog.text
     assert "going on from step 2" in caplog.text
-    assert differences(tmp_path / "whole", tmp_path / "hurt") == []
+    assert differences(whole, tmp_path / "half") == []
 
 
 def test_without_any_good_checkpoint_a_run_begins_anew(
-    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    halves: tuple[str, Path, Path], tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start(tmp_path / "whole", model_dir, "ppo", *LONGER)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            start(tmp_path / "hurt", model_dir, "ppo", *LONGER)
-    for file in (tmp_path / "hurt" / "checkpoints").glob("*/state.json"):
+    method, whole, half = halves
+    shutil.copytree(half, tmp_path / "half")
+    for file in (tmp_path / "half" / "checkpoints").glob(f"*/{SEAL}"):
         file.write_text("{")
-    start(tmp_path / "hurt", model_dir, "ppo", *LONGER)
-    assert caplog.text.count("is not used: state.json has 1 bytes") == 2
-    assert differences(tmp_path / "whole", tmp_path / "hurt") == []
+    start(tmp_path / "half", model_dir, method, *STEPS)
+    assert caplog.text.count("is not used: it can't be read") == 2
+    assert differences(whole, tmp_path / "half") == []
+
+
+def test_time_that_steps_took_before_a_kill_counts(
+    halves: tuple[str, Path, Path], tmp_path: Path, model_dir: Path
+) -> None:
+    """Or the speed of a run that was resumed near its end would look fabulous."""
+    method, _, half = halves
+    shutil.copytree(half, tmp_path / "half")
+    state = (
+        max((tmp_path / "half" / "checkpoints").glob("*-*3"))
+        / {"ppo": "state.json", "sft": "selected.json"}[method]
+    )
+    found = json.loads(state.read_text())
+    spent = (found["selected"] if method == "ppo" else found)["recorded"]["fit_seconds"]
+    result = start(tmp_path / "half", model_dir, method, *STEPS)
+    assert spent > 0
+    assert result["seconds"]["fit"] > spent
+    examples = 4 * {"ppo": 16, "sft": 24}[method]
+    assert result["samples_per_second"] == pytest.approx(examples / result["seconds"]["fit"], rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["sft", "ppo"])
@@ -99,7 +125,7 @@ def test_an_interrupted_evaluation_trains_nothing_again(
     """In the middle of an epoch, where transformers' trainer would take another step."""
     import nlu_ppo.results
 
-    more = ("method.max_steps=5", "method.keep=last")
+    more = ("method.max_steps=3", "method.keep=last")
     start(tmp_path / "whole", model_dir, method, *more)
     with monkeypatch.context() as patch:
         patch.setattr(nlu_ppo.results, "evaluate", lambda *_, **__: os.kill(os.getpid(), 15))
@@ -109,25 +135,6 @@ def test_an_interrupted_evaluation_trains_nothing_again(
     start(tmp_path / "broken", model_dir, method, *more)
     assert (tmp_path / "broken" / "metrics.jsonl").read_bytes() == at_the_end
     assert differences(tmp_path / "whole", tmp_path / "broken") == []
-
-
-def test_time_that_steps_took_before_a_kill_counts(
-    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or the speed of a run that was resumed near its end would look fabulous."""
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            start(tmp_path / "run", model_dir, "ppo", *LONGER)
-    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json"
-    spent = json.loads(state.read_text())["selected"]["recorded"]["fit_seconds"]
-    result = start(tmp_path / "run", model_dir, "ppo", *LONGER)
-    assert spent > 0
-    assert result["seconds"]["fit"] > spent
-    assert result["samples_per_second"] == pytest.approx(6 * 16 / result["seconds"]["fit"], rel=1e-3)
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines]
-    assert seconds == sorted(seconds)
 
 
 HOLD = """

@@ -211,7 +211,7 @@ class Recorder:
         self.folder = folder
         self._mirror = mirror
         self._began = time.time()
-        self._fit_began = self._began
+        self._fit_began = time.time()
         self.fit_seconds_before = 0.0  # of earlier attempts, as far as their steps count
         self.best: dict[str, float] = {}
 
@@ -226,13 +226,11 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the record: steps that count keep the time that they took."""
-        now = time.time()
-        fit = self.fit_seconds_before + now - self._fit_began
-        return {"best": self.best, "seconds": now - self._began, "fit_seconds": fit}
+        fit = self.fit_seconds_before + time.time() - self._fit_began
+        return {"best": self.best, "fit_seconds": fit}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.best = state["best"]
-        self._began = time.time() - state["seconds"]
         self.fit_seconds_before = state["fit_seconds"]
 
 
