@@ -1,28 +1,24 @@
 """Fills the disk under runs at random moments, makes room again, and compares with runs that had room all along.
 
-    unshare --map-root-user --mount python tests/full_disk.py FOLDER --trials 20 [--seed 0]
-
-The disk is a tmpfs of 32 MB, mounted on FOLDER/disk, which takes root or, as above, a user namespace. Each trial is
-a run of train.py that finds no room (or a random few KB) from the start, from a random step on, or while it writes a
-checkpoint or its results. It has to end with one error that names the file and the disk, and to leave the newest
-checkpoint intact; with room again it has to end like a run that was not disturbed. At last comes a sweep, one of
-whose cells has no room: the other one has to end well. Exits with 1 if anything is wrong.
+The disk is a tmpfs, which takes root or a user namespace. Each trial is a run of train.py that finds no room (or a
+random few KB) from the start, from a random step on, or while it writes a checkpoint or its results. It has to end
+with one error that names the file and the disk, and to leave the newest checkpoint intact; with room again it has to
+end like a run that was not disturbed. At last comes a sweep, one of whose cells has no room: the other one has to end
+well. kill_trials.py runs them.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import random
 import subprocess
-import sys
 from pathlib import Path
 
-from composing import config_of
-from kill_trials import (
+from attempts import (
     COMMON,
     VARIANTS,
     Attempt,
+    Undisturbed,
     differences,
     last_step,
     newest_good,
@@ -30,10 +26,11 @@ from kill_trials import (
     writes_checkpoint,
     writes_results,
 )
+from composing import config_of
 
 from nlu_ppo.run import run_key, subfolder
 
-MOMENTS = ("start", "step", "checkpoint", "results")
+MOMENTS = ("checkpoint", "results", "step", "start")
 
 
 def mount(folder: Path, megabytes: int) -> Path:
@@ -133,36 +130,13 @@ def sweep(folder: Path) -> list[str]:
     return wrong
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument(
-        "--seed", type=int, default=None, help="by default a new one each time; it is printed"
-    )
-    given = parser.parse_args()
-    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}", flush=True)
-    chance, folder = random.Random(seed), given.folder.absolute()
+def trials(folder: Path, count: int, undisturbed: Undisturbed, chance: random.Random) -> int:
+    """How many of them went wrong."""
     disk, failed = mount(folder / "disk", 32), 0
-    undisturbed: dict[str, Path] = {}
-    names = ["ppo", "sft", *(name for name in VARIANTS if name not in ("ppo", "sft"))]
-    for number in range(given.trials):
-        moment = MOMENTS[(number + 2) % len(MOMENTS)]
-        name = names[number % len(names)] if given.trials > len(MOMENTS) else names[number % 2]
-        if name not in undisturbed:
-            whole = start(folder / f"whole-{len(undisturbed)}", *COMMON, *VARIANTS[name])
-            if whole.wait() != 0:
-                print(f"{name}: the undisturbed run failed; log: {whole.log}")
-                return 1
-            undisturbed[name] = whole.folder
-        failed += bool(trial(name, undisturbed[name], disk, number, moment, chance))
+    names = list(VARIANTS) if count > len(MOMENTS) else ["ppo", "sft"]
+    for number in range(count):
+        name, moment = names[number % len(names)], MOMENTS[number % len(MOMENTS)]
+        failed += bool(trial(name, undisturbed(name)[0], disk, number, moment, chance))
     failed += bool(sweep(folder / "sweep"))
-    print(f"{given.trials + 1 - failed} of {given.trials + 1} trials as they should be")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"{count + 1 - failed} of {count + 1} trials with full disks end as they should", flush=True)
+    return failed

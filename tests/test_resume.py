@@ -12,23 +12,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attempts import differences
 from composing import ROOT
-from kill_trials import differences
 from test_runs import start
 
 from nlu_ppo.run import Recorder
 from nlu_ppo.storage import SEAL
 
-TRIALS = int(os.environ.get("NLU_PPO_KILL_TRIALS", "3"))
+TRIALS = int(os.environ.get("NLU_PPO_KILL_TRIALS", "3"))  # more of them, for a quiet hour
+FULL_DISKS = TRIALS - 1
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_undisturbed_ones(tmp_path: Path) -> None:
-    """kill -9, SIGTERM and Ctrl-C at random moments; NLU_PPO_KILL_TRIALS=20 for more of them."""
-    command = [sys.executable, str(ROOT / "tests" / "kill_trials.py"), str(tmp_path), "--trials", str(TRIALS)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150 + 60 * TRIALS)
+    """kill -9, SIGTERM, Ctrl-C and a full disk at random moments; NLU_PPO_KILL_TRIALS=20 for more of them."""
+    script = [sys.executable, str(ROOT / "tests" / "kill_trials.py"), str(tmp_path), "--trials", str(TRIALS)]
+    mounts = can_mount()
+    if mounts:
+        script = ["unshare", "--map-root-user", "--mount", *script, "--full-disks", str(FULL_DISKS)]
+    told = subprocess.run(script, capture_output=True, text=True, check=False, timeout=200 + 60 * TRIALS)
     print(told.stdout, told.stderr)  # pytest shows it if the next line fails
     assert told.returncode == 0
     assert f"{TRIALS} of {TRIALS} trials end bitwise" in told.stdout
+    if not mounts:
+        pytest.skip("killed runs are well; no full disk was tried, since a tmpfs can't be mounted here")
+    assert f"{FULL_DISKS + 1} of {FULL_DISKS + 1} trials with full disks" in told.stdout
+
+
+def can_mount() -> bool:
+    """Whether this system lets us mount a disk of our own: as root, or in a user namespace."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 STEPS = ("method.max_steps=4", "method.checkpoint_every=1", "method.select_every=2")
