@@ -137,6 +137,6 @@ def trials(folder: Path, count: int, undisturbed: Undisturbed, chance: random.Ra
     for number in range(count):
         name, moment = names[number % len(names)], MOMENTS[number % len(MOMENTS)]
         failed += bool(trial(name, undisturbed(name)[0], disk, number, moment, chance))
-    failed += bool(sweep(folder / "sweep"))
+    failed += bool(sweep(folder / "full-sweep"))
     print(f"{count + 1 - failed} of {count + 1} trials with full disks end as they should", flush=True)
     return failed

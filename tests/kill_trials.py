@@ -104,6 +104,39 @@ def said_interrupted(folder: Path) -> bool:
     return json.loads((folder / "result.json").read_text())["status"] == "interrupted"
 
 
+def sweep(folder: Path) -> list[str]:
+    """Two cells; kill -9 in the middle of the second. Returns what is wrong with the sweep that goes on."""
+    words = (
+        "-m",
+        "seed=0,1",
+        "study=s",
+        f"outputs={folder}",
+        *COMMON,
+        *VARIANTS["sft"],
+        "method.checkpoint_every=3",
+    )
+    folder.mkdir()
+
+    def run(seed: int) -> Path:
+        return next(folder.glob(f"s/*/*/*/{seed}-*/metrics.jsonl"), folder / "nothing" / "there").parent
+
+    attempt = start(folder / "sweep", *words, run_dir=False)
+    attempt.wait_until(lambda: last_step(run(1)) >= 5)
+    os.kill(attempt.pid, signal.SIGKILL)
+    attempt.wait()
+    finished = run(0) / "result.json"
+    before = finished.stat().st_mtime_ns
+    again = start(folder / "sweep", *words, run_dir=False)
+    wrong = [] if again.wait() == 0 else [f"the sweep ended with {again.code}"]
+    said = again.log.read_text()
+    if finished.stat().st_mtime_ns != before or f"already finished: {run(0)}" not in said:
+        wrong.append("the finished cell was run again")
+    if "going on from step 3" not in said or not (run(1) / "result.json").exists():
+        wrong.append("the other cell did not go on")
+    print(f"{'WRONG' if wrong else 'fine '}  a killed sweep {wrong}; log: {again.log}", flush=True)
+    return wrong
+
+
 def plan(trials: int, chance: random.Random) -> list[tuple[str, list[str]]]:
     """A variant and the kinds of its kills, for each trial. The first ones are the most telling."""
     plans = [("ppo", ["checkpoint", "asked"]), ("sft", ["step", "checkpoint"]), ("sft", ["asked", "results"])]
@@ -136,10 +169,10 @@ def main() -> int:
     for number, (name, kinds) in enumerate(plan(given.trials, chance)):
         whole, seconds = undisturbed(name)
         failed += bool(trial(name, whole, folder / f"trial-{number}", chance, kinds, seconds))
-    print(
-        f"{given.trials - failed} of {given.trials} trials end bitwise like runs that were not killed",
-        flush=True,
-    )
+    same = given.trials - failed
+    print(f"{same} of {given.trials} trials end bitwise like runs that were not killed", flush=True)
+    if given.trials:
+        failed += bool(sweep(folder / "killed-sweep"))
     if given.full_disks:
         failed += full_disk.trials(folder, given.full_disks, undisturbed, chance)
     return 1 if failed else 0
