@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 SEAL = "complete.json"  # written last into a folder: its files by name, with size and SHA-256
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# torch.save and safetensors write in C++ and Rust, where the error's number survives in the text at best
-LIBRARIES_SAY = ("inline_container", "PytorchStreamWriter", *(f"os error {number}" for number in NO_ROOM))
+# safetensors (Rust) keeps the number in its text, torch.save (C++) none: it only finds its file too short.
+LIBRARIES_SAY = (*(f"os error {number}" for number in NO_ROOM), "PytorchStreamWriter", "unexpected pos")
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------
