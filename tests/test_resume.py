@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from attempts import differences
 from composing import ROOT
+from mlflow.tracking import MlflowClient
 from test_runs import start
 
 from nlu_ppo.run import Recorder
@@ -151,6 +153,41 @@ def test_an_interrupted_evaluation_trains_nothing_again(
     start(tmp_path / "broken", model_dir, method, *more)
     assert (tmp_path / "broken" / "metrics.jsonl").read_bytes() == at_the_end
     assert differences(tmp_path / "whole", tmp_path / "broken") == []
+
+
+def test_a_signal_is_recorded_and_the_same_run_finishes_later(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the middle of the second of four steps: a checkpoint of just that step, KILLED in MLflow."""
+    original = Recorder.log
+
+    def send(self: Recorder, step: int, examples: int, values: Any) -> None:
+        if step == 2 and "train/reward" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, step, examples, values)
+
+    more = (
+        "method.max_steps=4",
+        "method.checkpoint_every=0",
+        "method.select_every=2",
+        "tracking.experiment=tests",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "log", send)
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            start(tmp_path / "run", model_dir, "ppo", *more)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("interrupted", "Interrupted: SIGTERM")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "KILLED"
+    assert start(tmp_path / "run", model_dir, "ppo", *more)["status"] == "finished"
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
 
 
 HOLD = """
