@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_without_room_for_tokenised_prompts_a_run_goes_on(
         assert list(PromptCache(tmp_path).get("a" * 64, lambda: prompts)) == prompts
     assert "no tokenised prompts are kept" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_that_a_killed_run_left_half_written_go(tmp_path: Path) -> None:
+    old, others = tmp_path / "aaaaaaaa-1.partial", tmp_path / "aaaaaaaa-2.partial"
+    old.write_text("half")
+    others.write_text("at work")
+    os.utime(old, (0, 0))
+    PromptCache(tmp_path).get("a" * 64, lambda: [Prompt("text", (1,), False)])
+    assert not old.exists()
+    assert others.exists()
 
 
 def test_a_torn_last_line_of_metrics_is_no_line(tmp_path: Path) -> None:

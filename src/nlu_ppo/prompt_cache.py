@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -28,6 +29,7 @@ from nlu_ppo.storage import NO_ROOM
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the file's layout and of how prompts are tokenised
+ABANDONED = 3600.0  # seconds without a write
 BATCH = 1000  # rows of one record batch; all but the last have as many
 SCHEMA = pa.schema(
     [("text", pa.string()), ("ids", pa.list_(pa.int32())), ("shortened", pa.bool_())],
@@ -73,6 +75,7 @@ class PromptCache:
         partial = self.folder / f"{key[:8]}-{uuid.uuid4().hex}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_abandoned(key)
             stream = partial.open("xb")
         except OSError as error:  # a read-only disk must not stop a run
             log.warning("no tokenised prompts are kept: %s", error)
@@ -91,6 +94,12 @@ class PromptCache:
         finally:
             partial.unlink(missing_ok=True)
         return PromptTable(path)
+
+    def _remove_abandoned(self, key: str) -> None:
+        """Removes what runs that were killed have left half-written under `key`."""
+        for partial in self.folder.glob(f"{key[:8]}-*.partial"):
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink(missing_ok=True)
 
 
 class PromptTable(Sequence[Prompt]):
