@@ -33,9 +33,9 @@ from nlu_ppo.run import run_key, subfolder
 MOMENTS = ("checkpoint", "results", "step", "start")
 
 
-def mount(folder: Path, megabytes: int) -> Path:
+def mount(folder: Path, size: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
     return folder
 
 
@@ -115,14 +115,15 @@ def sweep(folder: Path) -> list[str]:
     for seed in (0, 1):
         config = config_of(*words[:-1], f"seed={seed}")
         place[seed] = folder / "s" / subfolder(config, run_key(config))
-    fill(mount(place[0], 1), 0)
+    mount(place[0], "4k")  # room for one file of a few lines
     attempt = start(folder / "unused", "-m", "seed=0,1", *words, log=folder / "sweep.log", run_dir=False)
     attempt.wait()
     said = attempt.log.read_text()
     wrong = [] if attempt.code == 1 else [f"the sweep ended with {attempt.code}"]
     if not (place[1] / "result.json").exists():
         wrong.append("the cell that had room has no result")
-    if f"1 of 2 cells failed:\n  seed=0\n    {place[0]}" not in said:
+    summary = said[said.find("error: 1 of 2 cells failed:\n  seed=0\n") :]
+    if f"{place[0]}/" not in summary or "could not be written (No space left on device)" not in summary:
         wrong.append("the cell without room is not named")
     print(
         f"{'WRONG' if wrong else 'fine '}  a sweep, one of whose cells has no room: {wrong}; log: {attempt.log}"
@@ -132,7 +133,7 @@ def sweep(folder: Path) -> list[str]:
 
 def trials(folder: Path, count: int, undisturbed: Undisturbed, chance: random.Random) -> int:
     """How many of them went wrong."""
-    disk, failed = mount(folder / "disk", 32), 0
+    disk, failed = mount(folder / "disk", "32m"), 0
     names = list(VARIANTS) if count > len(MOMENTS) else ["ppo", "sft"]
     for number in range(count):
         name, moment = names[number % len(names)], MOMENTS[number % len(MOMENTS)]

@@ -65,6 +65,7 @@ def trial(
     for kind in kinds:
         number = signal.SIGKILL if kind != "asked" else chance.choice(ASKING)
         attempt = start(folder, *arguments)
+        before = attempt.log.stat().st_size if attempt.log.exists() else 0
         when = moment(kind if kind != "asked" else chance.choice(("step", "time")), attempt, chance, seconds)
         alive = attempt.wait_until(when)
         if alive:
@@ -77,7 +78,8 @@ def trial(
             wrong.append(f"exit code {code} after {number.name}")
         if at > 0 and good < (at - 1) // every * every:
             wrong.append(f"killed after step {at}, and the newest good checkpoint is of step {good}")
-        if code == 128 + number and at > 0 and good != at:
+        trained = "the run writes a checkpoint" in attempt.log.read_text()[before:]
+        if code == 128 + number and trained and at > 0 and good != at:
             wrong.append(f"{number.name} after step {at} left a checkpoint of step {good}")
         if code == 128 + number and not said_interrupted(folder):
             wrong.append("result.json does not say that the run was interrupted")
