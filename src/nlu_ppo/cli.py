@@ -23,6 +23,7 @@ from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
 from nlu_ppo.mistakes import explain, told
 from nlu_ppo.run import run_key, subfolder
+from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
 from nlu_ppo.tracking.credentials import hide_passwords
 
@@ -95,6 +96,8 @@ def leaving_fails() -> Iterator[None]:
     try:
         yield
     except SystemExit as left:
+        if isinstance(left.__context__, Interrupted):  # submitit leaves so, the job back in Slurm's queue
+            raise
         raise RuntimeError(f"the run called sys.exit({left.code!r})") from left
 
 
@@ -136,7 +139,8 @@ def command_line(main: Callable[[], Any]) -> None:
     # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
-        main()
+        with signals_heeded():
+            main()
     except RunFailedError as failed:
         _give_up(failed.error)
     except SweepError as failed:
@@ -144,9 +148,11 @@ def command_line(main: Callable[[], Any]) -> None:
         sys.exit(FAILED)
     except (HydraException, OmegaConfBaseException, UserError) as error:
         _give_up(error)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if isinstance(stop, Interrupted) else ""
+        but = ", without overwrite=true," if any(word.startswith("overwrite=") for word in sys.argv) else ""
+        print(f"interrupted{by}: the same command{but} goes on where this one stopped", file=sys.stderr)
+        sys.exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED)
 
 
 def _give_up(error: Exception) -> None:

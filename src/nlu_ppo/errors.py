@@ -31,3 +31,7 @@ class CellError(UserError):
 
 class TrackingError(UserError):
     """MLflow can't be reached, or refuses what it is asked."""
+
+
+class DiskError(UserError):
+    """There is no room to write a file."""

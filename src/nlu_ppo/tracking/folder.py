@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import threading
 import time
@@ -18,19 +17,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nlu_ppo.errors import RunFolderError
+from nlu_ppo.storage import write_atomic, writing
 
 LOG = "run.log"  # what a run says that a sweep started in a process of its own
 IGNORED = {".lock", ".hydra", LOG}  # what other programs may have put there before the run began
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes `path` so that a reader sees the old text or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def jsonable(value: Any) -> Any:
@@ -71,10 +61,12 @@ class RunFolder:
 
         Raises:
             RunFolderError: another process holds it, or it belongs to another run.
+            DiskError: there is no room for it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not self.claim():
-            raise RunFolderError(f"{self.path}: another process is at work on this run")
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.claim():
+                raise RunFolderError(f"{self.path}: another process is at work on this run")
         held = [p for p in self.path.iterdir() if p.name not in IGNORED]
         if held and overwrite:
             for entry in held:
@@ -92,7 +84,7 @@ class RunFolder:
         return result if result.get("status") == "finished" else None
 
     def claim(self) -> bool:
-        """Takes hold of the folder, unless another process has."""
+        """Takes hold of the folder, unless another process has. A process that is killed holds nothing."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -146,7 +138,8 @@ class RunFolder:
             write_atomic(self.path / "run.json", json.dumps(jsonable(record), indent=1) + "\n")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.path / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(jsonable(line)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
