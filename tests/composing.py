@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from nlu_ppo.choices import CONF, STUDIES, read_groups
 from nlu_ppo.cli import register_resolvers
 from nlu_ppo.config import Config, register_schemas, to_config
-from nlu_ppo.run import Run, build_run
+from nlu_ppo.run import Run, build_run, run_key
 from nlu_ppo.sweeper import expand
 
 ROOT = Path(__file__).parents[1]
@@ -53,18 +53,25 @@ def every_choice() -> list[str]:
 def every_cell(study: str) -> list[list[str]]:
     """The overrides of all cells of sweeps/<study>.yaml."""
     chosen = f"+sweeps={study}"
-    params = tree_of(chosen, hydra=True).hydra.sweeper.params
-    return expand(OmegaConf.to_container(params), [chosen])
+    sweeper = OmegaConf.to_container(tree_of(chosen, hydra=True).hydra.sweeper)
+    return expand(sweeper["params"], [chosen], sweeper["cells"])
 
 
 def compose_all() -> int:
-    """Composes and checks every choice and every cell; returns how many there were."""
+    """Composes and checks every choice and every cell; returns how many there were.
+
+    Of cells that differ in the seed only, one stands for all.
+    """
     count = 0
     for choice in every_choice():
         config_of(choice, *NEEDED.get(choice, []))
         count += 1
     for study in sorted((ROOT / "sweeps").glob("*.yaml")):
-        for cell in every_cell(study.stem):
-            config_of(*cell)
+        cells = {tuple(o for o in cell if not o.startswith("seed=")) for cell in every_cell(study.stem)}
+        assert cells, study
+        for cell in sorted(cells):
+            config = config_of(*cell)
+            assert config.study == study.stem, study
+            run_key(config)
             count += 1
     return count

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from composing import NEEDED, ROOT, config_of, every_cell, every_choice, tree_of
+from composing import NEEDED, ROOT, config_of, every_choice, tree_of
 from hydra.errors import HydraException
 
 from nlu_ppo.choices import STUDIES, default_choices, read_groups
@@ -53,14 +53,6 @@ def test_every_method_composes_with_every_kind_of_task(method, task):
 def test_three_keys_shorten_any_run(method):
     short = ["task.limit.train=8", "task.limit.eval=8", "method.max_steps=2"]
     assert config_of(f"method={method}", *short).method.max_steps == 2
-
-
-@pytest.mark.parametrize("study", STUDY_NAMES)
-def test_every_cell_of_every_study_composes(study):
-    cells = every_cell(study)
-    assert cells
-    for cell in cells:
-        assert config_of(*cell).study == study
 
 
 def test_every_benchmark_task_and_every_method_has_a_choice():

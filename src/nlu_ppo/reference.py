@@ -157,14 +157,25 @@ def _about_task(choice: Choice) -> str:
 
 
 def _grid(study: Choice) -> str:
-    hydra = study.values.get("hydra", {})
-    rows = [
-        (f"`{key}`", ", ".join(f"`{value.strip()}`" for value in str(values).split(",")))
-        for key, values in hydra.get("sweeper", {}).get("params", {}).items()
-    ]
+    """What a study varies, and what it fixes: as one table, or cell by cell where it lists them."""
+    sweeper = study.values.get("hydra", {}).get("sweeper", {})
+    rows = [(f"`{key}`", _values(values)) for key, values in (sweeper.get("params") or {}).items()]
     fixed = {key: value for key, value in study.values.items() if key != "hydra"}
     rows += [(f"`{key}`", f"`{_yaml(value)}`") for key, value in _flat(fixed)]
-    return table(("Key", "Values"), rows)
+    listed = [
+        "- " + "; ".join(f"`{key}` {_values(value)}" for key, value in cell.items())
+        for cell in sweeper.get("cells") or []
+    ]
+    grid = table(("Key", "Values"), rows)
+    return "\n".join(["Cells, each with all that the table says:", "", *listed, "", grid]) if listed else grid
+
+
+def _values(values: Any) -> str:
+    return f"`{_yaml(values)}`" if isinstance(values, list) else _code(str(values).split(","))
+
+
+def _code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word.strip()}`" for word in words)
 
 
 # -- cells ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import contextlib
 import io
 import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,69 @@ def cell_names(cells: Sequence[Sequence[str]]) -> list[str]:
     return [cell_name(override for override in cell if override not in fixed) for cell in cells]
 
 
-def expand(params: dict[str, Any] | None, arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of every cell: the product of a study's `params` and of the command line's values."""
-    texts = [f"{key}={value}" for key, value in (params or {}).items()] + list(arguments)
-    values: dict[str, list[str]] = {}  # by key, so that the command line's word on a key is the last
-    for override in OverridesParser.create().parse_overrides(texts):
+def expand(
+    params: Mapping[str, Any] | None,
+    arguments: Sequence[str],
+    cells: Sequence[Mapping[str, Any]] | None = None,
+) -> list[list[str]]:
+    """The overrides of every cell of a grid.
+
+    Without `cells`, the product of a study's `params` and of the command line's values. Of `cells`, each
+    stands for itself, with that product around it; a list of values (`a,b`) in one makes several of it. The
+    command line's word on a key replaces the study's; cells that are then the same run once.
+
+    Raises:
+        ConfigError: a value sweeps over an interval, `cells` is malformed, or both it and `params` set a key.
+    """
+    words = _values(arguments)
+    around = _values(_texts(params or {}))
+    if cells is None:
+        listed: list[dict[str, list[str]]] = [{}]
+    else:
+        listed = _listed(cells, around)
+    found: dict[tuple[str, ...], None] = {}  # a set in the order of its first entries
+    for cell in listed:
+        values = {**cell, **around}
+        values.update(words)  # a known key keeps its place
+        found.update(dict.fromkeys(itertools.product(*values.values())))
+    return [list(cell) for cell in found]
+
+
+def _listed(cells: Any, around: Mapping[str, Any]) -> list[dict[str, list[str]]]:
+    where = "hydra.sweeper.cells"
+    if not isinstance(cells, Sequence) or isinstance(cells, str) or not cells:
+        raise ConfigError(f"{where}: a list of cells is due, such as [{{task: rte, seed: 1}}]")
+    found = []
+    for number, cell in enumerate(cells):
+        if not isinstance(cell, Mapping) or not cell:
+            raise ConfigError(f"{where}[{number}]: {cell!r} is no cell, which maps overrides to their values")
+        values = _values(_texts(cell))
+        twice = [key for key in values if key in around]
+        if twice:
+            raise ConfigError(f"{where}[{number}] sets {twice[0]}, and so does hydra.sweeper.params")
+        found.append(values)
+    return found
+
+
+def _texts(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={_written(value)}" for key, value in values.items()]
+
+
+def _written(value: Any) -> str:
+    """A value from YAML as the command line has it; texts may be lists of values (`a,b`)."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{','.join(map(_written, value))}]"
+    return str(value)
+
+
+def _values(texts: Sequence[str]) -> dict[str, list[str]]:
+    """By key, the overrides that its values make; of two words on a key the last counts."""
+    values: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(list(texts)):
         key = override.get_key_element()
         if override.is_discrete_sweep():
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -70,14 +128,26 @@ def expand(params: dict[str, Any] | None, arguments: Sequence[str]) -> list[list
             raise ConfigError(f"{override.input_line}: a grid takes lists (a,b) and range(), no intervals")
         else:
             values[key] = [str(override.input_line)]
-    return [list(cell) for cell in itertools.product(*values.values())]
+    return values
 
 
 class GridSweeper(Sweeper):
-    """Runs the product of all values given, whatever launcher runs its cells."""
+    """Runs every cell of a grid, whatever launcher runs them.
 
-    def __init__(self, params: dict[str, Any] | None = None) -> None:
+    Args:
+        params: by override, values of which the product is taken.
+        cells: cells that are listed one by one, as mappings from override to value (see `expand`).
+        minutes: what a cell is expected to take; the sweep itself doesn't look at it (nlu_ppo.tables.reproduce does).
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Any] | None = None,
+        cells: list[dict[str, Any]] | None = None,
+        minutes: Any = None,
+    ) -> None:
         self.params = params
+        self.cells = cells
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None
         self.hydra_context: HydraContext | None = None
@@ -97,7 +167,7 @@ class GridSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
 
-        cells = expand(self.params, arguments)
+        cells = expand(self.params, arguments, self.cells)
         names = cell_names(cells)
         mistakes = [self._mistake(cell) for cell in cells]
         failures = [Failure(n, e) for n, e in zip(names, mistakes, strict=True) if e is not None]
