@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nlu_ppo.choices import default_choices, read_groups
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
-from nlu_ppo.mistakes import explain
+from nlu_ppo.mistakes import explain, told
 from nlu_ppo.run import run_key, subfolder
 from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
@@ -55,9 +56,11 @@ def list_groups() -> str:
         if group == "hydra/sweeper":  # there is nothing to choose
             continue
         names = [c.name + "*" * (chosen.get(group) == c.name) for c in choices]
-        label = f"{'+' * (group not in chosen)}{group}="
+        label = group if group.startswith("hydra/") else f"{'+' * (group not in chosen)}{group}"
         lines.append(
-            textwrap.fill(" ".join(names), 100, initial_indent=f"  {label:<17}", subsequent_indent=" " * 19)
+            textwrap.fill(
+                " ".join(names), 100, initial_indent=f"  {label + '=':<17}", subsequent_indent=" " * 19
+            )
         )
     return "\n".join(lines)
 
@@ -81,21 +84,25 @@ class RunFailedError(BaseException):
         self.error = error
 
 
-def one_run(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Around the function that Hydra calls for every run: tells its failure at once, by its overrides.
+@contextlib.contextmanager
+def leaving_fails() -> Iterator[None]:
+    """A run that calls `sys.exit` would end a whole sweep without a word; here it counts as a failure."""
+    try:
+        yield
+    except SystemExit as left:
+        if isinstance(left.__context__, Interrupted):  # submitit leaves so, the job back in Slurm's queue
+            raise
+        raise RuntimeError(f"the run called sys.exit({left.code!r})") from left
 
-    A run that calls `sys.exit` would end the whole sweep without a word; here it counts as a failure.
-    """
+
+def one_run(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Around the function that Hydra calls for every run: tells its failure at once, by its overrides."""
 
     @functools.wraps(task)
     def guarded(tree: DictConfig) -> Any:
         try:
-            return task(tree)
-        except SystemExit as left:
-            if isinstance(left.__context__, Interrupted):  # submitit leaves so, the job back in Slurm's queue
-                raise
-            error: Exception = RuntimeError(f"the run called sys.exit({left.code!r})")
-            error.__cause__ = left
+            with leaving_fails():
+                return task(tree)
         except Exception as raised:
             error = raised
         job = HydraConfig.get()
@@ -112,7 +119,7 @@ def report(error: Exception, cell: str | None = None) -> None:
     message = explain(error)
     if message is None:
         traceback.print_exception(error)
-        message = f"{type(error).__name__}: {error}"
+        message = told(error)
     where = f"{cell}: " if cell else ""
     print(f"error: {where}{message}", file=sys.stderr, flush=True)
 

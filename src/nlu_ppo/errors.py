@@ -27,3 +27,7 @@ class RunFolderError(UserError):
 
 class DiskError(UserError):
     """There is no room to write a file."""
+
+
+class CellError(UserError):
+    """A run in a process of its own failed, was killed, or left; the message names its log."""

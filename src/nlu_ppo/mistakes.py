@@ -62,6 +62,11 @@ def explain(error: BaseException) -> str | None:
     return _own_words(links[0])
 
 
+def told(error: BaseException) -> str:
+    """An error as it is listed among others: the user's mistake, or else its type and its words."""
+    return explain(error) or f"{type(error).__name__}: {error}"
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -29,7 +29,7 @@ from nlu_ppo.config import (
     ZeroShotConfig,
     key_fields,
 )
-from nlu_ppo.errors import ConfigError, DiskError
+from nlu_ppo.errors import ConfigError, DiskError, RunFolderError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
@@ -278,13 +278,9 @@ def _execute(run: Run) -> dict[str, Any]:
         except BaseException as error:
             if folder.read_json("result.json").get("status") == "finished":  # a signal came a moment too late
                 raise
-            status = "failed" if isinstance(error, Exception) else "interrupted"
-            failure = {
-                **run.names,
-                "status": status,
-                "seed": run.config.seed,
-                "error": f"{type(error).__name__}: {error}",
-            }
+            # Leaving a run that isn't finished is a failure of the run; only a person or the system interrupts.
+            failed = isinstance(error, (Exception, SystemExit))
+            failure = _failure(run, "failed" if failed else "interrupted", f"{type(error).__name__}: {error}")
             try:
                 folder.finish(failure)
             except DiskError as full:  # a folder without result.json is a run that isn't finished
@@ -295,6 +291,40 @@ def _execute(run: Run) -> dict[str, Any]:
         return result
     finally:
         folder.close()
+
+
+def finished_result(run: Run) -> dict[str, Any] | None:
+    """What result.json holds if it says that the run is finished, else `None`."""
+    try:
+        result = RunFolder(run.folder, run.key).read_json("result.json")
+    except RunFolderError:  # damaged; the run says so if it is started
+        return None
+    return result if (result.get("status"), result.get("key")) == ("finished", run.key) else None
+
+
+def record_end(run: Run, status: str, error: str) -> None:
+    """Says in folder and MLflow how a run ended that was killed before it could say so itself.
+
+    Does nothing for a run that had not begun, that has said it, or that another process is at work on.
+    """
+    folder, config = RunFolder(run.folder, run.key), run.config
+    try:
+        folder.open()
+        record = folder.read_json("run.json")
+        if not record or folder.read_json("result.json"):
+            return
+        failure = _failure(run, status, error)
+        folder.finish(failure)
+        Mirror(config.tracking, Path(config.outputs), folder, record["tags"], record["params"]).end(failure)
+    except RunFolderError:
+        return
+    finally:
+        folder.close()
+
+
+def _failure(run: Run, status: str, error: str) -> dict[str, Any]:
+    """What result.json says of a run that has no result."""
+    return {**run.names, "status": status, "seed": run.config.seed, "error": error}
 
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:

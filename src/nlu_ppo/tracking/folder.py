@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from nlu_ppo.errors import RunFolderError
 from nlu_ppo.storage import write_atomic, writing
 
-IGNORED = {".lock", ".hydra"}  # what other programs may have put there before the run began
+LOG = "run.log"  # what a run says that a sweep started in a process of its own
+IGNORED = {".lock", ".hydra", LOG}  # what other programs may have put there before the run began
 
 
 def jsonable(value: Any) -> Any:
