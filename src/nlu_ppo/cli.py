@@ -25,6 +25,7 @@ from nlu_ppo.mistakes import explain, told
 from nlu_ppo.run import run_key, subfolder
 from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
+from nlu_ppo.tracking.credentials import hide_passwords
 
 FAILED = 1  # exit code: cells of a sweep failed
 USER_ERROR = 2  # exit code: the input is wrong, not the program
@@ -68,6 +69,11 @@ def list_groups() -> str:
 def folder_of(_: DictConfig) -> Path:
     """The run's folder, as Hydra made it."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def typed_keys() -> list[str]:
+    """The keys that the command line, or the sweep, gave a value to."""
+    return [word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task]
 
 
 # -- failures ------------------------------------------------------------------------------------------------
@@ -129,6 +135,7 @@ def command_line(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its own message and exits in our stead
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    sys.argv[1:] = hide_passwords(sys.argv[1:])  # Hydra writes the command line into files
     # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:

@@ -403,8 +403,17 @@ class TrackingConfig:
     """The MLflow mirror of the run folder."""
 
     enabled: bool = option(True, "mirror runs into MLflow", key=False)
-    uri: str | None = option(None, "tracking server; null is SQLite under outputs/", key=False)
+    uri: str | None = option(
+        None, "tracking server, such as http://host:5000; null is SQLite under outputs/", key=False
+    )
     experiment: str = option("nlu_ppo", "MLflow experiment", key=False)
+    patience: float = option(
+        60.0,
+        "at the end of a run, give up on a server that has been silent for so many seconds (`make sync` brings "
+        "the rest)",
+        low=0,
+        key=False,
+    )
 
 
 @dataclass

@@ -11,7 +11,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,11 @@ from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
+from nlu_ppo.tracking.credentials import without_password
+from nlu_ppo.tracking.datasets import describe_data
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
+from nlu_ppo.tracking.params import params_of
 from nlu_ppo.tracking.picture import NAME as PICTURE
 from nlu_ppo.tracking.picture import draw_run
 
@@ -60,6 +63,7 @@ class Run:
     config: Config
     key: str
     folder: Path
+    typed: frozenset[str] = frozenset()  # keys that the command line or the sweep gave a value to
 
     @property
     def trains(self) -> bool:
@@ -175,7 +179,7 @@ def subfolder(config: Config, key: str) -> str:
     return f"{task_label(config.task)}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
 
 
-def build_run(config: Config, folder: Path) -> Run:
+def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
     """Checks what needs no torch and no data, and names the run.
 
     Raises:
@@ -190,7 +194,7 @@ def build_run(config: Config, folder: Path) -> Run:
         if isinstance(config.method, PPOConfig):
             get_reward(config.reward, task)
     further_tasks(config)
-    return Run(config, run_key(config), folder)
+    return Run(config, run_key(config), folder, frozenset(typed))
 
 
 def _no_training_split(task: Task) -> str:
@@ -210,7 +214,7 @@ class Recorder:
     def __init__(self, folder: RunFolder, mirror: Mirror) -> None:
         self.folder = folder
         self._mirror = mirror
-        self._began = time.time()
+        self._began = folder.started
         self._fit_began = time.time()
         self.fit_seconds_before = 0.0  # of earlier attempts, as far as their steps count
         self.best: dict[str, float] = {}
@@ -219,7 +223,7 @@ class Recorder:
         """One line of metrics.jsonl. `examples` (training examples so far) is the axis all methods share."""
         line = {"step": step, "examples": examples, "seconds": round(time.time() - self._began, 3), **values}
         self.folder.append_metrics(line)
-        self._mirror.metrics(line)
+        self._mirror.metrics()
 
     def begin_fit(self) -> None:
         self._fit_began = time.time()
@@ -255,20 +259,16 @@ def _execute(run: Run) -> dict[str, Any]:
             return done
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
-        params = {
-            k: v for k, v in {**tags, **key_fields(run.config.method)}.items() if k not in ("key", "name")
-        }
         folder.begin(
             {
-                "started": time.time(),
                 "host": socket.gethostname(),
                 "tags": tags,
-                "params": params,
+                "params": params_of(run.config, run.names, run.typed),
                 "identity": identity(run.config),
             },
-            yaml.safe_dump(dataclasses.asdict(run.config), sort_keys=False, allow_unicode=True),
+            _written(run.config),
         )
-        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder, tags, params)
+        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
         try:
             with stopping.at_once():
                 result = _work(run, folder, Recorder(folder, mirror))
@@ -293,6 +293,14 @@ def _execute(run: Run) -> dict[str, Any]:
         folder.close()
 
 
+def _written(config: Config) -> str:
+    """The configuration as config.yaml has it: without the password of a tracking server."""
+    tree = dataclasses.asdict(config)
+    if config.tracking.uri is not None:
+        tree["tracking"]["uri"] = without_password(config.tracking.uri)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
 def finished_result(run: Run) -> dict[str, Any] | None:
     """What result.json holds if it says that the run is finished, else `None`."""
     try:
@@ -310,12 +318,11 @@ def record_end(run: Run, status: str, error: str) -> None:
     folder, config = RunFolder(run.folder, run.key), run.config
     try:
         folder.open()
-        record = folder.read_json("run.json")
-        if not record or folder.read_json("result.json"):
+        if not folder.read_json("run.json") or folder.read_json("result.json"):
             return
         failure = _failure(run, status, error)
         folder.finish(failure)
-        Mirror(config.tracking, Path(config.outputs), folder, record["tags"], record["params"]).end(failure)
+        Mirror(config.tracking, Path(config.outputs), folder).end(failure)
     except RunFolderError:
         return
     finally:
@@ -337,6 +344,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import evaluate_part, prediction_lines, summarize
+    from nlu_ppo.serving import served
     from nlu_ppo.tasks.splits import load_tasks
     from nlu_ppo.tasks.submission_sets import load_submission
 
@@ -364,6 +372,12 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
+    folder.update_record(
+        {
+            "datasets": describe_data(config, folder.read_json("run.json")["identity"], tasks, beside),
+            "serving": served(setting) if run.trains else None,
+        }
+    )
     reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     stopping.leave_if_requested()
     clock.lap("load")

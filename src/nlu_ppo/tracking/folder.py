@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ class RunFolder:
         self.path = path
         self.key = key
         self._lock = FileLock(path / ".lock")
+        self._record_lock = threading.Lock()  # the mirror's thread writes to run.json, too
 
     @property
     def adapter(self) -> Path:
@@ -60,12 +63,10 @@ class RunFolder:
             RunFolderError: another process holds it, or it belongs to another run.
             DiskError: there is no room for it.
         """
-        try:
-            with writing(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire(timeout=0)  # the system's own lock: it ends with the process that holds it
-        except Timeout:
-            raise RunFolderError(f"{self.path}: another process is at work on this run") from None
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.claim():
+                raise RunFolderError(f"{self.path}: another process is at work on this run")
         held = [p for p in self.path.iterdir() if p.name not in IGNORED]
         if held and overwrite:
             for entry in held:
@@ -82,11 +83,27 @@ class RunFolder:
         result = self.read_json("result.json")
         return result if result.get("status") == "finished" else None
 
+    def claim(self) -> bool:
+        """Takes hold of the folder, unless another process has. A process that is killed holds nothing."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
     def begin(self, record: Mapping[str, Any], config_yaml: str) -> None:
-        """Writes who this run is. What an earlier, unfinished attempt said of its end goes away."""
+        """Writes who this run is. What an earlier, unfinished attempt said of its end goes away.
+
+        `started` stays that of the first attempt: seconds in metrics.jsonl count from there.
+        """
         (self.path / "result.json").unlink(missing_ok=True)
         write_atomic(self.path / "config.yaml", config_yaml)
-        self.update_record({**record, "key": self.key})
+        self.update_record({"started": time.time(), **self.read_json("run.json"), **record, "key": self.key})
+
+    @property
+    def started(self) -> float:
+        """When the run began, in seconds of the Unix epoch."""
+        return float(self.read_json("run.json")["started"])
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The last file that a run writes."""
@@ -116,8 +133,9 @@ class RunFolder:
 
     def update_record(self, values: Mapping[str, Any]) -> None:
         """Adds to `run.json`, what a resumed run has to know of its earlier attempts."""
-        record = {**self.read_json("run.json"), **values}
-        write_atomic(self.path / "run.json", json.dumps(jsonable(record), indent=1) + "\n")
+        with self._record_lock:
+            record = {**self.read_json("run.json"), **values}
+            write_atomic(self.path / "run.json", json.dumps(jsonable(record), indent=1) + "\n")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         path = self.path / "metrics.jsonl"
@@ -125,11 +143,18 @@ class RunFolder:
             stream.write(json.dumps(jsonable(line)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
+        return self.metrics_from(0)[0]
+
+    def metrics_from(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """The lines behind `offset` bytes of metrics.jsonl, and where they end."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]  # the last is empty, or torn by a crash
+            return [], offset
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            text = stream.read()
+        whole = text[: text.rfind(b"\n") + 1]  # the last line may be torn by a crash
+        return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
 
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after `step`, where a resumed run goes on."""
