@@ -51,7 +51,7 @@ def moment(kind: str, attempt: Attempt, chance: random.Random, seconds: float) -
         return lambda: last_step(folder) > skipped and writes_checkpoint(folder)
     if kind == "results":
         return lambda: writes_results(folder)
-    at = attempt.began + chance.uniform(0.0, seconds)
+    at = attempt.began + chance.uniform(0.0, 0.8 * seconds)
     return lambda: time.monotonic() >= at
 
 
