@@ -18,8 +18,10 @@ from composing import ROOT
 from mlflow.tracking import MlflowClient
 from test_runs import start
 
+from nlu_ppo.config import TrackingConfig
 from nlu_ppo.run import Recorder
 from nlu_ppo.storage import SEAL
+from nlu_ppo.tracking.mirror import sync
 
 TRIALS = int(os.environ.get("NLU_PPO_KILL_TRIALS", "3"))  # more of them, for a quiet hour
 FULL_DISKS = TRIALS - 1
@@ -180,12 +182,16 @@ def test_a_signal_is_recorded_and_the_same_run_finishes_later(
     assert (result["status"], result["error"]) == ("interrupted", "Interrupted: SIGTERM")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
+    sync(
+        tmp_path, TrackingConfig(experiment="tests")
+    )  # a run that has to go waits for MLflow a few seconds only
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "KILLED"
     assert start(tmp_path / "run", model_dir, "ppo", *more)["status"] == "finished"
+    sync(tmp_path, TrackingConfig(experiment="tests"))
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
 
