@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from nlu_ppo.choices import default_choices, read_groups
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
-from nlu_ppo.mistakes import explain
+from nlu_ppo.mistakes import explain, told
 from nlu_ppo.run import run_key, subfolder
+from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
+from nlu_ppo.tracking.credentials import hide_passwords
 
 FAILED = 1  # exit code: cells of a sweep failed
 USER_ERROR = 2  # exit code: the input is wrong, not the program
@@ -54,9 +57,11 @@ def list_groups() -> str:
         if group == "hydra/sweeper":  # there is nothing to choose
             continue
         names = [c.name + "*" * (chosen.get(group) == c.name) for c in choices]
-        label = f"{'+' * (group not in chosen)}{group}="
+        label = group if group.startswith("hydra/") else f"{'+' * (group not in chosen)}{group}"
         lines.append(
-            textwrap.fill(" ".join(names), 100, initial_indent=f"  {label:<17}", subsequent_indent=" " * 19)
+            textwrap.fill(
+                " ".join(names), 100, initial_indent=f"  {label + '=':<17}", subsequent_indent=" " * 19
+            )
         )
     return "\n".join(lines)
 
@@ -64,6 +69,11 @@ def list_groups() -> str:
 def folder_of(_: DictConfig) -> Path:
     """The run's folder, as Hydra made it."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def typed_keys() -> list[str]:
+    """The keys that the command line, or the sweep, gave a value to."""
+    return [word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task]
 
 
 # -- failures ------------------------------------------------------------------------------------------------
@@ -80,19 +90,25 @@ class RunFailedError(BaseException):
         self.error = error
 
 
-def one_run(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Around the function that Hydra calls for every run: tells its failure at once, by its overrides.
+@contextlib.contextmanager
+def leaving_fails() -> Iterator[None]:
+    """A run that calls `sys.exit` would end a whole sweep without a word; here it counts as a failure."""
+    try:
+        yield
+    except SystemExit as left:
+        if isinstance(left.__context__, Interrupted):  # submitit leaves so, the job back in Slurm's queue
+            raise
+        raise RuntimeError(f"the run called sys.exit({left.code!r})") from left
 
-    A run that calls `sys.exit` would end the whole sweep without a word; here it counts as a failure.
-    """
+
+def one_run(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Around the function that Hydra calls for every run: tells its failure at once, by its overrides."""
 
     @functools.wraps(task)
     def guarded(tree: DictConfig) -> Any:
         try:
-            return task(tree)
-        except SystemExit as left:
-            error: Exception = RuntimeError(f"the run called sys.exit({left.code!r})")
-            error.__cause__ = left
+            with leaving_fails():
+                return task(tree)
         except Exception as raised:
             error = raised
         job = HydraConfig.get()
@@ -109,7 +125,7 @@ def report(error: Exception, cell: str | None = None) -> None:
     message = explain(error)
     if message is None:
         traceback.print_exception(error)
-        message = f"{type(error).__name__}: {error}"
+        message = told(error)
     where = f"{cell}: " if cell else ""
     print(f"error: {where}{message}", file=sys.stderr, flush=True)
 
@@ -119,10 +135,12 @@ def command_line(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its own message and exits in our stead
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    sys.argv[1:] = hide_passwords(sys.argv[1:])  # Hydra writes the command line into files
     # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
-        main()
+        with signals_heeded():
+            main()
     except RunFailedError as failed:
         _give_up(failed.error)
     except SweepError as failed:
@@ -130,9 +148,11 @@ def command_line(main: Callable[[], Any]) -> None:
         sys.exit(FAILED)
     except (HydraException, OmegaConfBaseException, UserError) as error:
         _give_up(error)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if isinstance(stop, Interrupted) else ""
+        but = ", without overwrite=true," if any(word.startswith("overwrite=") for word in sys.argv) else ""
+        print(f"interrupted{by}: the same command{but} goes on where this one stopped", file=sys.stderr)
+        sys.exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED)
 
 
 def _give_up(error: Exception) -> None:

@@ -29,16 +29,19 @@ def option(
     choices: tuple[str, ...] | None = None,
     key: bool = True,
     resolved: bool = False,
+    since: bool = False,
 ) -> Any:
     """A schema field with its documentation and its legal range (both ends included).
 
     Args:
         key: whether the value can change a run's result and so belongs into the run's key.
         resolved: what the value comes to is in the key, not the value itself.
+        since: the field came when runs were there already; at its default it stays out of the key, so that they
+            keep theirs.
     """
     metadata = {
         "help": help, "low": low, "high": high, "choices": choices,
-        "key": key and not resolved, "resolved": resolved,
+        "key": key and not resolved, "resolved": resolved, "since": since,
     }  # fmt: skip
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -245,7 +248,12 @@ class TrainingConfig(MethodConfig):
     keep: str = option(
         "best", "weights to evaluate: best on the selection slice, or last", choices=("best", "last")
     )
-    checkpoint_every: int = option(50, "write a checkpoint every so many steps (0: never)", low=0, key=False)
+    checkpoint_every: int = option(
+        50,
+        "write a checkpoint every so many steps, and at the last one (0: only if a signal ends the run)",
+        low=0,
+        key=False,
+    )
 
 
 @dataclass
@@ -253,12 +261,25 @@ class SFTConfig(TrainingConfig):
     """Supervised fine-tuning with TRL's SFTTrainer."""
 
     loss_on: str = option("completion", "tokens that the loss counts", choices=("completion", "all"))
+    answer_words: dict[str, str] = option(
+        {},
+        "label -> word that training answers have in place of the task's own, which prompt and evaluation keep: "
+        "for studies of wrong targets",
+        since=True,
+    )
 
 
 @dataclass
 class PPOConfig(TrainingConfig):
     """Proximal policy optimisation on the completion's tokens; defaults of paper A (its released code)."""
 
+    order: str = option(
+        "shuffled",
+        "training examples in random order, or each epoch from the shortest to the longest text, or from the "
+        "longest to the shortest",
+        choices=("shuffled", "short_first", "long_first"),
+        since=True,
+    )
     minibatch_size: int = option(16, "rows per optimizer step", low=1)
     ppo_epochs: int = option(4, "passes over each batch of rollouts", low=1)
     rollouts: int = option(
@@ -327,6 +348,14 @@ class RewardConfig:
     correct: float = option(1.0, "reward of the gold answer")
     wrong: float = option(-1.0, "reward of another legal answer")
     unparsable: float = option(-3.0, "reward of an answer that is none of the legal ones")
+    noise: float = option(
+        0.0,
+        "share of the training examples whose reward goes by a wrong label, drawn once per seed: for studies of "
+        "rewards that err",
+        low=0,
+        high=1,
+        since=True,
+    )
 
 
 @dataclass
@@ -356,6 +385,13 @@ class EvalConfig:
         None,
         "longest completion; null fits the task's longest answer",
         low=1,
+    )
+    scoring: str = option(
+        "whole",
+        "answers must be an answer word as a whole; or, as paper A's released scorer has it, hold one, and what "
+        "holds none is guessed: for the study of what that does",
+        choices=("whole", "as_published"),
+        since=True,
     )
     likelihood: bool = option(True, "also score by the likelihood of the legal answers")
     submission: bool = option(
@@ -398,8 +434,17 @@ class TrackingConfig:
     """The MLflow mirror of the run folder."""
 
     enabled: bool = option(True, "mirror runs into MLflow", key=False)
-    uri: str | None = option(None, "tracking server; null is SQLite under outputs/", key=False)
+    uri: str | None = option(
+        None, "tracking server, such as http://host:5000; null is SQLite under outputs/", key=False
+    )
     experiment: str = option("nlu_ppo", "MLflow experiment", key=False)
+    patience: float = option(
+        60.0,
+        "at the end of a run, give up on a server that has been silent for so many seconds (`make sync` brings "
+        "the rest)",
+        low=0,
+        key=False,
+    )
 
 
 @dataclass
@@ -544,4 +589,12 @@ def check_task(task: TaskConfig) -> None:
 
 def key_fields(node: Any) -> dict[str, Any]:
     """The values of `node` that can change a run's result, by dotted key."""
-    return {key: value for key, item, value in walk(node) if item.metadata.get("key", True)}
+    return {
+        key: value
+        for key, item, value in walk(node)
+        if item.metadata.get("key", True) and not (item.metadata.get("since") and value == _default(item))
+    }
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()

@@ -18,6 +18,7 @@ from nlu_ppo.prompting import Prompt, Prompter
 from nlu_ppo.statistics import bootstrap_interval
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.metrics import Scorer, score
+from nlu_ppo.tasks.published import guess, read_as_published
 from nlu_ppo.tasks.record import Example, Kind, Label, Task, accepted_answers
 from nlu_ppo.tasks.reduction import Judged, judge
 from nlu_ppo.tasks.splits import commonest_label
@@ -77,6 +78,7 @@ class Answers:
     prompts: Sequence[Prompt]
     texts: list[str]
     labels: Sequence[Label | None]
+    guessed: int = 0  # labels that were drawn at random, as only `eval.scoring=as_published` does
 
 
 def answer(
@@ -99,11 +101,24 @@ def answer(
         progress=progress,
     )
     texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
+    if config.scoring == "as_published":
+        return _as_published(prompter.task, prompts, texts, examples, seed)
     labels = [
         parse_answer(prompter.task, text, example.candidates)
         for text, example in zip(texts, examples, strict=True)
     ]
     return Answers(prompts, texts, labels)
+
+
+def _as_published(
+    task: Task, prompts: Sequence[Prompt], texts: list[str], examples: Sequence[Example], seed: int
+) -> Answers:
+    found = [read_as_published(task, text) for text in texts]
+    labels = [
+        guess(task, seed, example.id) if label is None else label
+        for label, example in zip(found, examples, strict=True)
+    ]
+    return Answers(prompts, texts, labels, guessed=sum(label is None for label in found))
 
 
 def evaluate(
@@ -131,7 +146,7 @@ def evaluate(
         score=100 * metrics["score"],
         interval=_interval(judged, config.bootstrap_samples),
         likelihood=100 * metrics["likelihood/score"] if likely is not None else None,
-        unparsable=sum(a is None for a in judged.answers),
+        unparsable=found.guessed + sum(a is None for a in judged.answers),
         shortened=count_shortened(found.prompts),
         predictions=_predictions(examples, found, judged, likely),
     )

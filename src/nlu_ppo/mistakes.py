@@ -19,6 +19,7 @@ from omegaconf.errors import (
 
 from nlu_ppo.config import METHOD_SCHEMAS, Config, RecordConfig, walk
 from nlu_ppo.errors import UserError
+from nlu_ppo.storage import as_disk_error
 
 PACKAGE = Path(__file__).parent
 WANTED = {
@@ -35,6 +36,9 @@ WANTED = {
 
 def explain(error: BaseException) -> str | None:
     """The user's mistake behind an error in one message, or `None` if the program is at fault."""
+    disk = as_disk_error(error)
+    if disk is not None:
+        return str(disk)
     if not isinstance(error, (UserError, HydraException, OmegaConfBaseException)):
         return None
     links = list(_chain(error))
@@ -56,6 +60,11 @@ def explain(error: BaseException) -> str | None:
             key = str(link).splitlines()[0].rpartition(":")[2].strip()
             return f"no value given for {key}: say {key}=..."
     return _own_words(links[0])
+
+
+def told(error: BaseException) -> str:
+    """An error as it is listed among others: the user's mistake, or else its type and its words."""
+    return explain(error) or f"{type(error).__name__}: {error}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,41 +6,52 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nlu_ppo import stopping
 from nlu_ppo.config import (
     Config,
     EvalConfig,
     PPOConfig,
     RewardConfig,
+    SFTConfig,
     TaskConfig,
     TrainingConfig,
     ZeroShotConfig,
     key_fields,
 )
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import ConfigError, DiskError, RunFolderError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
+from nlu_ppo.storage import writing
 from nlu_ppo.tasks import Task, tasks_of
+from nlu_ppo.tasks.published import check_published
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
+from nlu_ppo.tracking.credentials import without_password
+from nlu_ppo.tracking.datasets import describe_data
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
+from nlu_ppo.tracking.params import params_of
+from nlu_ppo.tracking.picture import NAME as PICTURE
 from nlu_ppo.tracking.picture import draw_run
 
 if TYPE_CHECKING:
     from nlu_ppo.tasks.splits import TaskData
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 CACHE = ".cache"  # below outputs/: may be removed whenever no run is at work
@@ -54,6 +65,7 @@ class Run:
     config: Config
     key: str
     folder: Path
+    typed: frozenset[str] = frozenset()  # keys that the command line or the sweep gave a value to
 
     @property
     def trains(self) -> bool:
@@ -169,7 +181,7 @@ def subfolder(config: Config, key: str) -> str:
     return f"{task_label(config.task)}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
 
 
-def build_run(config: Config, folder: Path) -> Run:
+def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
     """Checks what needs no torch and no data, and names the run.
 
     Raises:
@@ -183,8 +195,21 @@ def build_run(config: Config, folder: Path) -> Run:
             raise ConfigError(_no_training_split(task))
         if isinstance(config.method, PPOConfig):
             get_reward(config.reward, task)
+        if isinstance(config.method, SFTConfig):
+            check_answer_words(config.method, task)
+    if config.eval.scoring == "as_published":
+        for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):
+            check_published(task)
     further_tasks(config)
-    return Run(config, run_key(config), folder)
+    return Run(config, run_key(config), folder, frozenset(typed))
+
+
+def check_answer_words(method: SFTConfig, task: Task) -> None:
+    """Raises ConfigError where `method.answer_words` names what is no label of the task."""
+    strangers = [label for label in method.answer_words if label not in task.labels]
+    if strangers:
+        there = f"its labels are {', '.join(task.labels)}" if task.labels else "its answers have no labels"
+        raise ConfigError(f"method.answer_words: {strangers[0]} is no label of {task.name}: {there}")
 
 
 def _no_training_split(task: Task) -> str:
@@ -204,21 +229,43 @@ class Recorder:
     def __init__(self, folder: RunFolder, mirror: Mirror) -> None:
         self.folder = folder
         self._mirror = mirror
-        self._began = time.time()
+        self._began = folder.started
+        self._fit_began = time.time()
+        self.fit_seconds_before = 0.0  # of earlier attempts, as far as their steps count
         self.best: dict[str, float] = {}
 
     def log(self, step: int, examples: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. `examples` (training examples so far) is the axis all methods share."""
         line = {"step": step, "examples": examples, "seconds": round(time.time() - self._began, 3), **values}
         self.folder.append_metrics(line)
-        self._mirror.metrics(line)
+        self._mirror.metrics()
+
+    def begin_fit(self) -> None:
+        self._fit_began = time.time()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the record: steps that count keep the time that they took."""
+        fit = self.fit_seconds_before + time.time() - self._fit_began
+        return {"best": self.best, "fit_seconds": fit}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = state["best"]
+        self.fit_seconds_before = state["fit_seconds"]
 
 
 def execute(run: Run) -> dict[str, Any]:
     """Runs `run`, unless its folder says that it is finished. Returns what result.json holds.
 
     A failure is written to the folder and to MLflow before it goes on to the caller.
+
+    Raises:
+        Interrupted: a signal has asked this process to end; if the run was training, there is a checkpoint.
     """
+    with stopping.signals_heeded():
+        return _execute(run)
+
+
+def _execute(run: Run) -> dict[str, Any]:
     folder = RunFolder(run.folder, run.key)
     done = folder.open(run.config.overwrite)
     try:
@@ -227,39 +274,80 @@ def execute(run: Run) -> dict[str, Any]:
             return done
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
-        params = {
-            k: v for k, v in {**tags, **key_fields(run.config.method)}.items() if k not in ("key", "name")
-        }
         folder.begin(
             {
-                "started": time.time(),
                 "host": socket.gethostname(),
                 "tags": tags,
-                "params": params,
+                "params": params_of(run.config, run.names, run.typed),
                 "identity": identity(run.config),
             },
-            yaml.safe_dump(dataclasses.asdict(run.config), sort_keys=False, allow_unicode=True),
+            _written(run.config),
         )
-        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder, tags, params)
+        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
         try:
-            result = _work(run, folder, Recorder(folder, mirror))
+            with stopping.at_once():
+                result = _work(run, folder, Recorder(folder, mirror))
+            with writing(folder.path / PICTURE):
+                draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
+            folder.finish(result)
         except BaseException as error:
-            status = "failed" if isinstance(error, Exception) else "interrupted"
-            failure = {
-                **run.names,
-                "status": status,
-                "seed": run.config.seed,
-                "error": f"{type(error).__name__}: {error}",
-            }
-            folder.finish(failure)
+            if folder.read_json("result.json").get("status") == "finished":  # a signal came a moment too late
+                raise
+            # Leaving a run that isn't finished is a failure of the run; only a person or the system interrupts.
+            failed = isinstance(error, (Exception, SystemExit))
+            failure = _failure(run, "failed" if failed else "interrupted", f"{type(error).__name__}: {error}")
+            try:
+                folder.finish(failure)
+            except DiskError as full:  # a folder without result.json is a run that isn't finished
+                log.warning("%s", full)
             mirror.end(failure)
             raise
-        draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
-        folder.finish(result)
         mirror.end(result)
         return result
     finally:
         folder.close()
+
+
+def finished_result(run: Run) -> dict[str, Any] | None:
+    """What result.json holds if it says that the run is finished, else `None`."""
+    try:
+        result = RunFolder(run.folder, run.key).read_json("result.json")
+    except RunFolderError:  # damaged; the run says so if it is started
+        return None
+    return result if (result.get("status"), result.get("key")) == ("finished", run.key) else None
+
+
+def record_end(run: Run, status: str, error: str) -> None:
+    """Says in folder and MLflow how a run ended that was killed before it could say so itself.
+
+    Does nothing for a run that had not begun, that has said it, or that another process is at work on.
+    """
+    folder, config = RunFolder(run.folder, run.key), run.config
+    try:
+        folder.open()
+        record = folder.read_json("run.json")
+        if not record or folder.read_json("result.json"):
+            return
+        failure = _failure(run, status, error)
+        folder.finish(failure)
+        Mirror(config.tracking, Path(config.outputs), folder).end(failure)
+    except RunFolderError:
+        return
+    finally:
+        folder.close()
+
+
+def _failure(run: Run, status: str, error: str) -> dict[str, Any]:
+    """What result.json says of a run that has no result."""
+    return {**run.names, "status": status, "seed": run.config.seed, "error": error}
+
+
+def _written(config: Config) -> str:
+    """The configuration as config.yaml has it: without the password of a tracking server."""
+    tree = dataclasses.asdict(config)
+    if config.tracking.uri is not None:
+        tree["tracking"]["uri"] = without_password(config.tracking.uri)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
@@ -272,6 +360,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import evaluate_part, prediction_lines, summarize
+    from nlu_ppo.serving import served
     from nlu_ppo.tasks.splits import load_tasks
     from nlu_ppo.tasks.submission_sets import load_submission
 
@@ -299,13 +388,21 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
+    folder.update_record(
+        {
+            "datasets": describe_data(config, folder.read_json("run.json")["identity"], tasks, beside),
+            "serving": served(setting) if run.trains else None,
+        }
+    )
     reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
+    stopping.leave_if_requested()
     clock.lap("load")
 
+    recorder.begin_fit()
     setting = METHODS[config.method.name](setting)
     if run.trains:
         save_adapter(policy, folder.adapter)
-    clock.lap("fit")
+    clock.lap("fit", recorder.fit_seconds_before)
 
     outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
     others = [outcome for part in further for outcome in evaluate_part(part, setting)]
@@ -363,9 +460,10 @@ class Stopwatch:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, before: float = 0.0) -> None:
+        """Ends a lap; `before`: seconds of it that another process has run."""
         now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 3), now
+        self.laps[name], self._last = round(before + now - self._last, 3), now
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from nlu_ppo.errors import ConfigError
-from nlu_ppo.mistakes import explain
+from nlu_ppo.mistakes import told
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Failure:
     error: Exception
 
     def __str__(self) -> str:
-        told = explain(self.error) or f"{type(self.error).__name__}: {self.error}"
-        return f"{self.cell}\n{textwrap.indent(told, '    ')}"
+        return f"{self.cell}\n{textwrap.indent(told(self.error), '    ')}"
 
 
 class SweepError(Exception):
@@ -51,6 +50,12 @@ class SweepError(Exception):
 def cell_name(overrides: Iterable[str]) -> str:
     """What tells a cell from its neighbours: its overrides, without the study's name and Hydra's settings."""
     return " ".join(o for o in overrides if not o.startswith(("+sweeps=", "hydra.", "hydra/"))) or "the run"
+
+
+def cell_names(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The names of a grid's cells, without what they have in common."""
+    fixed = set.intersection(*map(set, cells)) if len(cells) > 1 else set()
+    return [cell_name(override for override in cell if override not in fixed) for cell in cells]
 
 
 def expand(
@@ -132,7 +137,7 @@ class GridSweeper(Sweeper):
     Args:
         params: by override, values of which the product is taken.
         cells: cells that are listed one by one, as mappings from override to value (see `expand`).
-        minutes: what a cell is expected to take; the sweep itself doesn't look at it.
+        minutes: what a cell is expected to take; the sweep itself doesn't look at it (nlu_ppo.tables.reproduce does).
     """
 
     def __init__(
@@ -163,8 +168,7 @@ class GridSweeper(Sweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
 
         cells = expand(self.params, arguments, self.cells)
-        fixed = set.intersection(*map(set, cells)) if len(cells) > 1 else set()
-        names = [cell_name(o for o in cell if o not in fixed) for cell in cells]
+        names = cell_names(cells)
         mistakes = [self._mistake(cell) for cell in cells]
         failures = [Failure(n, e) for n, e in zip(names, mistakes, strict=True) if e is not None]
         legal = [(n, c) for n, c, e in zip(names, cells, mistakes, strict=True) if e is None]

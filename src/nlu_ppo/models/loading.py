@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
-from nlu_ppo.models.locate import resolve_path
+from nlu_ppo.models.locate import ADAPTER, resolve_path
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.storage import replace_folder, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -92,9 +95,36 @@ def _add_lora(base: Any, lora: LoraConfig) -> PeftModel:
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
-    """Writes the adapter (or, with full fine-tuning, the whole model) and the tokenizer as safetensors."""
-    policy.model.save_pretrained(folder, safe_serialization=True)
-    policy.tokenizer.save_pretrained(folder)
+    """Writes the adapter (or, with full fine-tuning, the whole model) and the tokenizer as safetensors.
+
+    Raises:
+        DiskError: there is no room; an older folder of that name stays.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(folder):
+            policy.model.save_pretrained(partial, safe_serialization=True)
+            policy.tokenizer.save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    replace_folder(partial, folder)
+
+
+def load_trained(model: ModelConfig, folder: Path, device: str = "auto") -> Policy:
+    """A policy as `save_adapter` left it in `folder`: the adapter on its base, or all weights.
+
+    The adapter isn't merged, so that the policy computes what it did in its run.
+
+    Raises:
+        ModelError: the base can't be found or read, or the adapter doesn't fit it.
+    """
+    if not (folder / ADAPTER).is_file():
+        return load_policy(replace(model, path=str(folder), revision=None, adapter=None), None, 0, device)
+    base = load_policy(model, None, 0, device)
+    adapted = load_adapter(base.model, folder).eval().requires_grad_(False)
+    return Policy(adapted, base.tokenizer, base.context_length)
 
 
 def load_adapter(base: Any, folder: Path) -> PeftModel:

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from nlu_ppo.config import RewardConfig
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.rewards.noise import check_noise
 from nlu_ppo.tasks.record import Example, Label, Task
 
 
@@ -76,6 +77,7 @@ def get_reward(config: RewardConfig, task: Task) -> Callable[[str, Label | None,
     check = getattr(function, "check", None)
     if check is not None:
         check(task)
+    check_noise(config, task)
 
     def bound(completion: str, answer: Label | None, example: Example) -> float:
         value = float(function(completion, answer, example, task=task, config=config))
