@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 NAME ?= demo
 TABLE ?= demo
 BENCH ?= local
+OUTPUTS ?= outputs
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -41,16 +42,16 @@ sweep: $(STAMP) ## run a study: make sweep NAME=demo
 	@$(BIN)/python train.py -m +sweeps=$(NAME) $(ARGS)
 
 table: $(STAMP) ## table and pictures from finished runs: make table TABLE=demo
-	@$(BIN)/python -m nlu_ppo.tables $(TABLE)
+	@$(BIN)/python -m nlu_ppo.tables $(TABLE) --outputs $(OUTPUTS)
 
 reproduce-table: $(STAMP) ## say what a table lacks and costs, run that, build it: make reproduce-table TABLE=demo
-	@$(BIN)/python -m nlu_ppo.tables.reproduce $(TABLE) $(ARGS)
+	@$(BIN)/python -m nlu_ppo.tables.reproduce $(TABLE) outputs=$(OUTPUTS) $(ARGS)
 
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db --host 127.0.0.1 --port 5000
 
-sync: $(STAMP) ## bring runs that MLflow lacks from the run folders into it
-	@$(BIN)/python -m nlu_ppo.tracking
+sync: $(STAMP) ## bring what MLflow lacks from the run folders into it: make sync ARGS="--uri http://host:5000"
+	@$(BIN)/python -m nlu_ppo.tracking $(ARGS)
 
 bench-peers: $(STAMP) ## install the libraries that benchmarks compare with: a few minutes
 	@$(BIN)/python -m benchmarks.peers.install
@@ -71,7 +72,7 @@ docs: $(STAMP) ## rewrite the generated pages of docs/
 
 lock: $(STAMP) ## resolve constraints.txt anew, for every supported Python
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --extra dev pyproject.toml -o constraints.txt
+	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra slurm --extra postgres pyproject.toml -o constraints.txt
 
 clean: ## remove the virtual environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

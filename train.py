@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from nlu_ppo.cli import command_line, folder_of, one_run
+from nlu_ppo.cli import command_line, folder_of, one_run, typed_keys
 from nlu_ppo.config import register_schemas, to_config
 from nlu_ppo.run import build_run, execute
 from nlu_ppo.tables.summary import before_and_after
@@ -14,7 +14,7 @@ register_schemas()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 @one_run
 def main(tree: DictConfig) -> None:
-    run = build_run(to_config(tree), folder_of(tree))
+    run = build_run(to_config(tree), folder_of(tree), typed_keys())
     result = execute(run)
     print(before_and_after(run.folder, result))
 

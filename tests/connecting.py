@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nlu_ppo.config import TrackingConfig
-from nlu_ppo.tracking.mirror import connect
+from nlu_ppo.tracking.delivery import connect
 
 
 def connect_and_create(outputs: Path) -> str:

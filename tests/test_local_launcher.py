@@ -19,7 +19,7 @@ from waiting import is_alive, wait_until
 
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.launching.local import LocalLauncher, slot_environments, visible_gpus
-from nlu_ppo.tracking.mirror import default_uri
+from nlu_ppo.tracking.delivery import default_uri
 
 SHORT = (
     "hydra/launcher=local", "hydra.launcher.slots=2", "task.limit.train=32", "task.limit.eval=12",

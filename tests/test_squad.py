@@ -23,7 +23,8 @@ from nlu_ppo.methods.sft import tokenized
 from nlu_ppo.prompting import CLOSE, Prompter
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.run import execute, run_key
-from nlu_ppo.tables import build_table, collect, to_markdown
+from nlu_ppo.tables import build_table, collect
+from nlu_ppo.tables.sections import sections
 from nlu_ppo.tasks import Example, get_task, parse_answer, read_split, score
 from nlu_ppo.tasks.__main__ import main
 from nlu_ppo.tasks.splits import TaskData
@@ -338,11 +339,9 @@ def test_every_method_runs_and_the_table_shows_what_there_is(tmp_path: Path, dat
         assert all("likely" not in line and isinstance(line["reference"], list) for line in lines)
         assert sum(line["correct"] for line in lines) / 8 == pytest.approx(result["metrics"]["em"])
         assert len({line["group"] for line in lines}) == 4  # whole passages
-    lines = to_markdown(build_table(collect(tmp_path, "s"))).splitlines()
-    head, *rows = [
-        [cell.strip() for cell in line.split("|")] for line in lines if line[:6] in ("| task", "| squa")
-    ]
-    shown = [dict(zip(head, row, strict=True)) for row in rows]
+    scores = sections(build_table(collect(tmp_path, "s")))[0]
+    head = [name for name, _ in scores.columns]
+    shown = [dict(zip(head, row, strict=True)) for row in scores.rows]
     assert [row["method"] for row in shown] == ["majority", *METHODS]
     assert {row["by likelihood"] for row in shown} == {row["majority"] for row in shown} == {"-"}
     assert all(float(row["score"]) >= 0 for row in shown[1:])

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlu_ppo.statistics import accuracy_interval, bootstrap_interval, mean_std, paired_test
+from nlu_ppo.statistics import accuracy_interval, bootstrap_interval, holm, mean_std, paired_test
 
 
 def mean_of(values):
@@ -238,3 +238,28 @@ def test_mean_std():
     assert mean_std([3.0]) == (3.0, None)
     with pytest.raises(ValueError, match="no values"):
         mean_std([])
+
+
+class TestHolm:
+    def test_by_hand(self):
+        # 0.005 * 4, 0.01 * 3, 0.03 * 2, and 0.04 * 1, which is held at the one before it
+        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert holm([0.5, 0.9]) == [1.0, 1.0]
+        assert holm([0.03]) == [0.03]
+        assert holm([]) == []
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
+    def test_rejects_what_the_procedure_rejects(self, values, level):
+        # The procedure itself: from the smallest p on, reject while p * (tests left) is at most the level.
+        rejected = set()
+        for rank, p in enumerate(sorted(values)):
+            if p * (len(values) - rank) > level:
+                break
+            rejected.add(p)
+        assert {
+            p for p, corrected in zip(values, holm(values), strict=True) if corrected <= level
+        } == rejected
+
+    def test_wrong_input(self):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            holm([0.1, 1.2])

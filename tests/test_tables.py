@@ -8,11 +8,10 @@ import json
 import os
 import subprocess
 import sys
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import write_lines, write_run
 
 from nlu_ppo.tables import Cell, build_table, collect, compare, summarize, to_csv, to_markdown
 from nlu_ppo.tables.__main__ import main
@@ -21,73 +20,14 @@ from nlu_ppo.tables.order import cell_order
 from nlu_ppo.tables.plots import learning_curves, mean_curve, score_bars
 
 
-def write_run(
-    outputs: Path,
-    method: str = "sft",
-    seed: int = 0,
-    *,
-    task: str = "rte",
-    model: str = "tiny",
-    key: str | None = None,
-    correct: list[int | float | None] | None = None,
-    groups: list | None = None,
-    curve: list[tuple[int, float]] = (),
-    study: str = "demo",
-    **changes,
-) -> Path:
-    """A finished run; `changes` replace keys of `result.json`, `None` included."""
-    key = key or f"{zlib.crc32(repr((method, seed, task, model, changes)).encode()):08x}"
-    folder = outputs / study / task / model / method / f"{seed}-{key}"
-    folder.mkdir(parents=True)
-    correct = [1, 0, 1, 1] if correct is None else correct
-    score = 100 * float(np.mean([c or 0 for c in correct]))
-    result = {
-        "key": key * 4,
-        "status": "finished",
-        "task": task,
-        "model": model,
-        "method": method,
-        "reward": "label" if method == "ppo" else None,
-        "lora": "paper" if method in ("sft", "ppo") else None,
-        "seed": seed,
-        "metrics": {"accuracy": score / 100},
-        "score": score,
-        "ci95": [max(0.0, score - 10), min(100.0, score + 10)],
-        "n": len(correct),
-        "unparsable": 1,
-        "majority": 55.0,
-        "likelihood_score": score + 2,
-        "seconds": {"load": 100.0, "fit": 20.0, "evaluate": 4.0},
-        "samples_per_second": 12.5,
-        "peak_memory_bytes": 10**9,
-        "versions": {},
-        "commit": "0" * 40,
-    } | changes
-    (folder / "result.json").write_text(json.dumps(result))
-    predictions = [
-        {"id": f"validation-{i}", "completion": "x", "label": 1, "reference": 1, "correct": c}
-        | ({} if groups is None else {"group": groups[i]})
-        for i, c in enumerate(correct)
-    ]
-    write_lines(folder / "predictions.jsonl", predictions)
-    lines = [{"step": i, "examples": x, "seconds": 1.0, "select/score": y} for i, (x, y) in enumerate(curve)]
-    write_lines(folder / "metrics.jsonl", lines)
-    return folder
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def records(table) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(to_csv(table))))
 
 
-def line_of(table, *words: str) -> list[str]:
-    """The cells of the one Markdown line that holds all words."""
-    lines = [
-        li for li in to_markdown(table).splitlines() if li.startswith("|") and all(w in li for w in words)
-    ]
+def line_of(table, *words: str, section: str = "Scores") -> list[str]:
+    """The cells of the one Markdown line of that section that holds all words."""
+    text = to_markdown(table).split(f"\n## {section}\n")[1].split("\n## ")[0]
+    lines = [li for li in text.splitlines() if li.startswith("|") and all(w in li for w in words)]
     assert len(lines) == 1, lines
     return [cell.strip() for cell in lines[0].strip("|").split("|")]
 
@@ -99,8 +39,10 @@ class TestCollect:
         (run,) = study.runs
         assert (run.folder, run.seed) == (folder, 3)
         assert run.cell == Cell("rte", "tiny", "ppo", "label", "paper")
-        assert (run.score, run.ci95, run.n, run.unparsable) == (75.0, (65.0, 85.0), 4, 1)
-        assert run.seconds == 24.0  # fit and evaluate, not load
+        one = run.headline
+        assert (one.score, one.ci95, one.n, one.unparsable) == (75.0, (65.0, 85.0), 4, 1)
+        assert run.fit_and_evaluate == 24.0
+        assert run.seconds == 124.0  # with loading
         assert (study.problems, study.notes) == ((), ())
 
     def test_no_study(self, tmp_path):
@@ -176,7 +118,7 @@ class TestCollect:
         (folder / "result.json").write_text('{"status": "finished", "score": 50}')
         (run,) = collect(tmp_path, "demo").runs
         assert run.cell == Cell("rte", "tiny", "sft")
-        assert (run.seed, run.score, run.ci95, run.seconds) == (0, 50.0, None, None)
+        assert (run.seed, run.score, run.headline.ci95, run.seconds) == (0, 50.0, None, None)
 
     def test_curve_of_a_resumed_run(self, tmp_path):
         folder = write_run(tmp_path)
@@ -202,7 +144,8 @@ class TestTable:
         cells = line_of(table, "sft")
         assert cells[:5] == ["rte", "sft", "73.0 ± 3.6", "67.0 to 76.0", "n=3"]
         assert cells[5:8] == ["25.0", "77.0", "55.0"]
-        assert cells[-2:] == ["24.0", "12.5"]
+        # three runs of 124 seconds
+        assert line_of(table, "sft", section="Cost")[2:] == ["n=3", "4", "24.0", "12.5", "0.103", "1.00"]
 
     def test_natural_order(self, tmp_path):
         for task in ("wic", "cola", "my_task", "rte"):
@@ -220,7 +163,7 @@ class TestTable:
     def test_majority_row(self, tmp_path):
         write_run(tmp_path)
         cells = line_of(build_table(collect(tmp_path, "demo")), "majority |", "rte")
-        assert cells == ["rte", "majority", "55.0", "-", "-", "-", "-", "55.0", "-", "-"]
+        assert cells == ["rte", "majority", "55.0", "-", "-", "-", "-", "55.0"]
 
     def test_columns_appear_where_they_tell_apart(self, tmp_path):
         write_run(tmp_path, "zero_shot")
@@ -236,10 +179,15 @@ class TestTable:
     def test_missing_is_a_dash_never_zero(self, tmp_path):
         write_run(tmp_path, ci95=None, unparsable=None, likelihood_score=None, seconds=None, majority=None)
         table = build_table(collect(tmp_path, "demo"))
-        assert line_of(table, "sft") == ["rte", "sft", "75.0", "-", "n=1", "-", "-", "-", "-", "12.5"]
+        assert line_of(table, "sft") == ["rte", "sft", "75.0", "-", "n=1", "-", "-", "-"]
         (majority, sft) = records(table)
         assert (
-            majority["score"] == sft["ci_low"] == sft["seconds"] == sft["p_value"] == sft["deviation"] == "-"
+            majority["score"]
+            == sft["ci_low"]
+            == sft["seconds"]
+            == sft["p_value_vs_zero_shot"]
+            == sft["deviation"]
+            == "-"
         )
 
     def test_unfinished_seeds_are_counted(self, tmp_path):
@@ -249,7 +197,7 @@ class TestTable:
         write_run(tmp_path, "ppo", status="failed", error="boom")
         table = build_table(collect(tmp_path, "demo"))
         assert line_of(table, "sft")[2:5] == ["75.0 ± 0.0", "65.0 to 85.0", "n=2/3"]
-        assert line_of(table, "| ppo")[2:] == ["-", "-", "n=0/1", *["-"] * 5]
+        assert line_of(table, "| ppo")[2:] == ["-", "-", "n=0/1", *["-"] * 3]
         assert any("failed" in problem and "boom" in problem for problem in table.problems)
         assert "boom" in to_markdown(table)
 
@@ -276,6 +224,19 @@ class TestTable:
         assert line_of(table, "rte", "sft")[4] == "n=1/3"
         assert len(summarize(study)[0]) == len(summarize(study, 3)[0]) - 1
 
+    def test_a_setting_of_a_task_is_expected_on_no_other(self, tmp_path):
+        for mixing in ("equal", "proportional"):
+            write_run(tmp_path, task="glue", identity={"task": {"mixing": mixing}, "method": {"k": 1}})
+        write_run(tmp_path, task="rte", identity={"method": {"k": 1}})
+        rows, _ = summarize(collect(tmp_path, "demo"), 1)
+        cells = [(row.cell.task, dict(row.cell.settings)) for row in rows if row.cell.method == "sft"]
+        assert cells == [
+            ("rte", {}),
+            ("glue", {}),  # the cell of rte
+            ("glue", {"task.mixing": "equal"}),
+            ("glue", {"task.mixing": "proportional"}),
+        ]
+
     def test_other_sizes_are_noted(self, tmp_path):
         write_run(tmp_path, "sft", majority=50.0)
         write_run(tmp_path, "ppo", correct=[1] * 6, majority=60.0)
@@ -294,10 +255,12 @@ class TestCompare:
         write_run(tmp_path, "zero_shot", correct=[0] * 8 + [1] * 2 + [1] * 10)
         write_run(tmp_path, "sft", correct=[1] * 8 + [0] * 2 + [1] * 10)
         table = build_table(collect(tmp_path, "demo"))
-        assert line_of(table, "sft")[8] == "+30.0 (p=0.109)"
+        assert line_of(table, "| sft")[8] == "+30.0 (p=0.109)"
         assert line_of(table, "| zero_shot |", "rte")[8] == "-"
         sft = records(table)[-1]
-        assert (sft["difference"], sft["p_value"], sft["n_compared"]) == ("30", "0.109375", "20")
+        assert sft["difference_vs_zero_shot"] == "30"
+        assert sft["p_value_vs_zero_shot"] == sft["p_holm_vs_zero_shot"] == "0.109375"
+        assert sft["n_compared_vs_zero_shot"] == "20"
 
     def test_seeds_don_t_multiply_examples(self, tmp_path):
         for seed in range(3):
@@ -367,16 +330,22 @@ class TestPlots:
         write_run(tmp_path, "sft", task="cola", score=-3.0, ci95=[-9.0, 4.0])
         study = collect(tmp_path, "demo")
         rows = build_table(study).rows
-        assert learning_curves(study, rows, tmp_path / "curves.png")
-        score_bars(study, rows, tmp_path / "bars.png")
-        for name in ("curves.png", "bars.png"):
-            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        curves, bars = learning_curves(study, rows), score_bars(study, rows)
+        assert curves is not None
+        assert [axes.get_title() for axes in curves.axes] == ["rte"]  # cola has no curve
+        # what is drawn: a bar per finished method, at its score
+        heights = {axes.get_title(): [patch.get_height() for patch in axes.patches] for axes in bars.axes}
+        assert heights == {"cola": [-3.0], "rte": [75.0, 75.0]}
 
-    def test_no_curves_no_file(self, tmp_path):
+    def test_no_curves_no_picture(self, tmp_path):
         write_run(tmp_path, "zero_shot")
         study = collect(tmp_path, "demo")
-        assert not learning_curves(study, build_table(study).rows, tmp_path / "curves.png")
-        assert not (tmp_path / "curves.png").exists()
+        assert learning_curves(study, build_table(study).rows) is None
+
+
+def unbound(outputs) -> list[str]:
+    """Options for studies that nothing is expected of, whatever they are called."""
+    return ["--outputs", str(outputs), "--expected", str(outputs)]
 
 
 class TestCommand:
@@ -384,13 +353,14 @@ class TestCommand:
         write_run(tmp_path, "zero_shot")
         write_run(tmp_path, "sft", curve=[(0, 50.0), (64, 70.0)])
         write_run(tmp_path, "ppo", status="failed", error="ValueError: NaN in the loss")
-        assert main(["demo", "--outputs", str(tmp_path), "--expect-seeds", "2"]) == 0
+        assert main(["demo", *unbound(tmp_path), "--expect-seeds", "2"]) == 0
         printed = capsys.readouterr().out
         assert "likelihood" in printed
         assert "n=1/2" in printed
         assert "failed" in printed
         assert "ValueError: NaN in the loss" in printed
-        for name in ("table.md", "table.csv", "learning_curves.png", "scores.png"):
+        names = ("table.html", "table.md", "table.tex", "table.csv", "metrics.csv")
+        for name in (*names, "learning_curves.png", "scores.png"):
             path = tmp_path / "demo" / "tables" / name
             assert path.stat().st_size > 0
             assert str(path) in printed
@@ -400,20 +370,20 @@ class TestCommand:
         stale = tmp_path / "demo" / "tables" / "learning_curves.png"
         stale.parent.mkdir()
         stale.write_text("of an earlier call")
-        assert main(["demo", "--outputs", str(tmp_path)]) == 0
+        assert main(["demo", *unbound(tmp_path)]) == 0
         assert "no learning_curves.png" in capsys.readouterr().out
         assert not stale.exists()
 
     def test_no_finished_runs(self, tmp_path, capsys):
         write_run(tmp_path, status="failed", error="boom")
         write_run(tmp_path, study="other")
-        assert main(["demo", "--outputs", str(tmp_path)]) == 1
+        assert main(["demo", *unbound(tmp_path)]) == 1
         captured = capsys.readouterr()
         assert "boom" in captured.out
         assert f"no finished run in {tmp_path / 'demo'}" in captured.err
         assert "make sweep NAME=demo" in captured.err
         assert "other" in captured.err
-        assert main(["absent", "--outputs", str(tmp_path)]) == 1
+        assert main(["absent", *unbound(tmp_path)]) == 1
         assert f"no folder {tmp_path / 'absent'}" in capsys.readouterr().err
 
     def test_wrong_option(self, tmp_path, capsys):
@@ -428,7 +398,7 @@ class TestCommand:
         write_run(tmp_path, "sft", 1)
         environment = {**os.environ, "COLUMNS": "40", "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(
-            [sys.executable, "-m", "nlu_ppo.tables", "demo", "--outputs", str(tmp_path)],
+            [sys.executable, "-m", "nlu_ppo.tables", "demo", *unbound(tmp_path)],
             capture_output=True,
             encoding="ascii",
             env=environment,

@@ -11,6 +11,7 @@ import yaml
 
 CONF = Path(__file__).parents[2] / "conf"
 STUDIES = "sweeps"  # conf/sweeps is a link to the folder beside it; its files are grids, not parts of a run
+EXPECTED = f"{STUDIES}/expected"  # what tables are held to: no configuration
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def read_groups(conf: Path = CONF) -> dict[str, list[Choice]]:
         # per folder, since a link such as conf/sweeps is followed only where a search starts at it
         for file in sorted(folder.rglob("*.yaml")):
             group = file.parent.relative_to(conf).as_posix()
+            if group == EXPECTED:
+                continue
             found.setdefault(group, []).append(_read(group, file))
     return found
 

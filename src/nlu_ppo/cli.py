@@ -23,7 +23,9 @@ from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
 from nlu_ppo.mistakes import explain, told
 from nlu_ppo.run import run_key, subfolder
+from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
+from nlu_ppo.tracking.credentials import hide_passwords
 
 FAILED = 1  # exit code: cells of a sweep failed
 USER_ERROR = 2  # exit code: the input is wrong, not the program
@@ -69,6 +71,11 @@ def folder_of(_: DictConfig) -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def typed_keys() -> list[str]:
+    """The keys that the command line, or the sweep, gave a value to."""
+    return [word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task]
+
+
 # -- failures ------------------------------------------------------------------------------------------------
 
 
@@ -89,6 +96,8 @@ def leaving_fails() -> Iterator[None]:
     try:
         yield
     except SystemExit as left:
+        if isinstance(left.__context__, Interrupted):  # submitit leaves so, the job back in Slurm's queue
+            raise
         raise RuntimeError(f"the run called sys.exit({left.code!r})") from left
 
 
@@ -126,10 +135,12 @@ def command_line(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its own message and exits in our stead
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    sys.argv[1:] = hide_passwords(sys.argv[1:])  # Hydra writes the command line into files
     # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
-        main()
+        with signals_heeded():
+            main()
     except RunFailedError as failed:
         _give_up(failed.error)
     except SweepError as failed:
@@ -137,9 +148,11 @@ def command_line(main: Callable[[], Any]) -> None:
         sys.exit(FAILED)
     except (HydraException, OmegaConfBaseException, UserError) as error:
         _give_up(error)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if isinstance(stop, Interrupted) else ""
+        but = ", without overwrite=true," if any(word.startswith("overwrite=") for word in sys.argv) else ""
+        print(f"interrupted{by}: the same command{but} goes on where this one stopped", file=sys.stderr)
+        sys.exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED)
 
 
 def _give_up(error: Exception) -> None:

@@ -248,7 +248,12 @@ class TrainingConfig(MethodConfig):
     keep: str = option(
         "best", "weights to evaluate: best on the selection slice, or last", choices=("best", "last")
     )
-    checkpoint_every: int = option(50, "write a checkpoint every so many steps (0: never)", low=0, key=False)
+    checkpoint_every: int = option(
+        50,
+        "write a checkpoint every so many steps, and at the last one (0: only if a signal ends the run)",
+        low=0,
+        key=False,
+    )
 
 
 @dataclass
@@ -429,8 +434,17 @@ class TrackingConfig:
     """The MLflow mirror of the run folder."""
 
     enabled: bool = option(True, "mirror runs into MLflow", key=False)
-    uri: str | None = option(None, "tracking server; null is SQLite under outputs/", key=False)
+    uri: str | None = option(
+        None, "tracking server, such as http://host:5000; null is SQLite under outputs/", key=False
+    )
     experiment: str = option("nlu_ppo", "MLflow experiment", key=False)
+    patience: float = option(
+        60.0,
+        "at the end of a run, give up on a server that has been silent for so many seconds (`make sync` brings "
+        "the rest)",
+        low=0,
+        key=False,
+    )
 
 
 @dataclass

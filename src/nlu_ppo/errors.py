@@ -27,3 +27,11 @@ class RunFolderError(UserError):
 
 class CellError(UserError):
     """A run in a process of its own failed, was killed, or left; the message names its log."""
+
+
+class TrackingError(UserError):
+    """MLflow can't be reached, or refuses what it is asked."""
+
+
+class DiskError(UserError):
+    """There is no room to write a file."""

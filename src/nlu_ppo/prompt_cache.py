@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -23,10 +24,12 @@ import pyarrow as pa
 import tokenizers
 
 from nlu_ppo.prompting import Prompt
+from nlu_ppo.storage import NO_ROOM
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the file's layout and of how prompts are tokenised
+ABANDONED = 3600.0  # seconds without a write
 BATCH = 1000  # rows of one record batch; all but the last have as many
 SCHEMA = pa.schema(
     [("text", pa.string()), ("ids", pa.list_(pa.int32())), ("shortened", pa.bool_())],
@@ -72,6 +75,7 @@ class PromptCache:
         partial = self.folder / f"{key[:8]}-{uuid.uuid4().hex}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_abandoned(key)
             stream = partial.open("xb")
         except OSError as error:  # a read-only disk must not stop a run
             log.warning("no tokenised prompts are kept: %s", error)
@@ -82,9 +86,20 @@ class PromptCache:
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(path)  # of runs that make the same file at the same time, the last one's stays
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            log.warning("no tokenised prompts are kept, since %s is full: %s", self.folder, error)
+            return list(make())
         finally:
             partial.unlink(missing_ok=True)
         return PromptTable(path)
+
+    def _remove_abandoned(self, key: str) -> None:
+        """Removes what runs that were killed have left half-written under `key`."""
+        for partial in self.folder.glob(f"{key[:8]}-*.partial"):
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink(missing_ok=True)
 
 
 class PromptTable(Sequence[Prompt]):

@@ -6,17 +6,19 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nlu_ppo import stopping
 from nlu_ppo.config import (
     Config,
     EvalConfig,
@@ -28,21 +30,28 @@ from nlu_ppo.config import (
     ZeroShotConfig,
     key_fields,
 )
-from nlu_ppo.errors import ConfigError, RunFolderError
+from nlu_ppo.errors import ConfigError, DiskError, RunFolderError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
+from nlu_ppo.storage import writing
 from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.published import check_published
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
+from nlu_ppo.tracking.credentials import without_password
+from nlu_ppo.tracking.datasets import describe_data
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
+from nlu_ppo.tracking.params import params_of
+from nlu_ppo.tracking.picture import NAME as PICTURE
 from nlu_ppo.tracking.picture import draw_run
 
 if TYPE_CHECKING:
     from nlu_ppo.tasks.splits import TaskData
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 CACHE = ".cache"  # below outputs/: may be removed whenever no run is at work
@@ -56,6 +65,7 @@ class Run:
     config: Config
     key: str
     folder: Path
+    typed: frozenset[str] = frozenset()  # keys that the command line or the sweep gave a value to
 
     @property
     def trains(self) -> bool:
@@ -171,7 +181,7 @@ def subfolder(config: Config, key: str) -> str:
     return f"{task_label(config.task)}/{config.model.name}/{config.method.name}/{config.seed}-{key[:8]}"
 
 
-def build_run(config: Config, folder: Path) -> Run:
+def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
     """Checks what needs no torch and no data, and names the run.
 
     Raises:
@@ -191,7 +201,7 @@ def build_run(config: Config, folder: Path) -> Run:
         for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):
             check_published(task)
     further_tasks(config)
-    return Run(config, run_key(config), folder)
+    return Run(config, run_key(config), folder, frozenset(typed))
 
 
 def check_answer_words(method: SFTConfig, task: Task) -> None:
@@ -219,21 +229,43 @@ class Recorder:
     def __init__(self, folder: RunFolder, mirror: Mirror) -> None:
         self.folder = folder
         self._mirror = mirror
-        self._began = time.time()
+        self._began = folder.started
+        self._fit_began = time.time()
+        self.fit_seconds_before = 0.0  # of earlier attempts, as far as their steps count
         self.best: dict[str, float] = {}
 
     def log(self, step: int, examples: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. `examples` (training examples so far) is the axis all methods share."""
         line = {"step": step, "examples": examples, "seconds": round(time.time() - self._began, 3), **values}
         self.folder.append_metrics(line)
-        self._mirror.metrics(line)
+        self._mirror.metrics()
+
+    def begin_fit(self) -> None:
+        self._fit_began = time.time()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the record: steps that count keep the time that they took."""
+        fit = self.fit_seconds_before + time.time() - self._fit_began
+        return {"best": self.best, "fit_seconds": fit}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = state["best"]
+        self.fit_seconds_before = state["fit_seconds"]
 
 
 def execute(run: Run) -> dict[str, Any]:
     """Runs `run`, unless its folder says that it is finished. Returns what result.json holds.
 
     A failure is written to the folder and to MLflow before it goes on to the caller.
+
+    Raises:
+        Interrupted: a signal has asked this process to end; if the run was training, there is a checkpoint.
     """
+    with stopping.signals_heeded():
+        return _execute(run)
+
+
+def _execute(run: Run) -> dict[str, Any]:
     folder = RunFolder(run.folder, run.key)
     done = folder.open(run.config.overwrite)
     try:
@@ -242,31 +274,34 @@ def execute(run: Run) -> dict[str, Any]:
             return done
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
-        params = {
-            k: v for k, v in {**tags, **key_fields(run.config.method)}.items() if k not in ("key", "name")
-        }
         folder.begin(
             {
-                "started": time.time(),
                 "host": socket.gethostname(),
                 "tags": tags,
-                "params": params,
+                "params": params_of(run.config, run.names, run.typed),
                 "identity": identity(run.config),
             },
-            yaml.safe_dump(dataclasses.asdict(run.config), sort_keys=False, allow_unicode=True),
+            _written(run.config),
         )
-        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder, tags, params)
+        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
         try:
-            result = _work(run, folder, Recorder(folder, mirror))
+            with stopping.at_once():
+                result = _work(run, folder, Recorder(folder, mirror))
+            with writing(folder.path / PICTURE):
+                draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
+            folder.finish(result)
         except BaseException as error:
+            if folder.read_json("result.json").get("status") == "finished":  # a signal came a moment too late
+                raise
             # Leaving a run that isn't finished is a failure of the run; only a person or the system interrupts.
             failed = isinstance(error, (Exception, SystemExit))
             failure = _failure(run, "failed" if failed else "interrupted", f"{type(error).__name__}: {error}")
-            folder.finish(failure)
+            try:
+                folder.finish(failure)
+            except DiskError as full:  # a folder without result.json is a run that isn't finished
+                log.warning("%s", full)
             mirror.end(failure)
             raise
-        draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
-        folder.finish(result)
         mirror.end(result)
         return result
     finally:
@@ -290,12 +325,11 @@ def record_end(run: Run, status: str, error: str) -> None:
     folder, config = RunFolder(run.folder, run.key), run.config
     try:
         folder.open()
-        record = folder.read_json("run.json")
-        if not record or folder.read_json("result.json"):
+        if not folder.read_json("run.json") or folder.read_json("result.json"):
             return
         failure = _failure(run, status, error)
         folder.finish(failure)
-        Mirror(config.tracking, Path(config.outputs), folder, record["tags"], record["params"]).end(failure)
+        Mirror(config.tracking, Path(config.outputs), folder).end(failure)
     except RunFolderError:
         return
     finally:
@@ -305,6 +339,14 @@ def record_end(run: Run, status: str, error: str) -> None:
 def _failure(run: Run, status: str, error: str) -> dict[str, Any]:
     """What result.json says of a run that has no result."""
     return {**run.names, "status": status, "seed": run.config.seed, "error": error}
+
+
+def _written(config: Config) -> str:
+    """The configuration as config.yaml has it: without the password of a tracking server."""
+    tree = dataclasses.asdict(config)
+    if config.tracking.uri is not None:
+        tree["tracking"]["uri"] = without_password(config.tracking.uri)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
@@ -317,6 +359,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import evaluate_part, prediction_lines, summarize
+    from nlu_ppo.serving import served
     from nlu_ppo.tasks.splits import load_tasks
     from nlu_ppo.tasks.submission_sets import load_submission
 
@@ -344,13 +387,21 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
+    folder.update_record(
+        {
+            "datasets": describe_data(config, folder.read_json("run.json")["identity"], tasks, beside),
+            "serving": served(setting) if run.trains else None,
+        }
+    )
     reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
+    stopping.leave_if_requested()
     clock.lap("load")
 
+    recorder.begin_fit()
     setting = METHODS[config.method.name](setting)
     if run.trains:
         save_adapter(policy, folder.adapter)
-    clock.lap("fit")
+    clock.lap("fit", recorder.fit_seconds_before)
 
     outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
     others = [outcome for part in further for outcome in evaluate_part(part, setting)]
@@ -408,9 +459,10 @@ class Stopwatch:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, before: float = 0.0) -> None:
+        """Ends a lap; `before`: seconds of it that another process has run."""
         now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 3), now
+        self.laps[name], self._last = round(before + now - self._last, 3), now
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ Sources:
     McNemar (1947), Note on the sampling error of the difference between correlated proportions.
     Dror et al. (2018), The Hitchhiker's Guide to Testing Statistical Significance in NLP, section 3: paired
         permutation (sign-flip) tests for two systems on the same examples.
+    Holm (1979), A simple sequentially rejective multiple test procedure: correction for the number of tests.
     Phipson & Smyth (2010), Permutation p-values should never be zero: the `+ 1` of the sampled p-value.
 """
 
@@ -201,6 +202,25 @@ def paired_test(
         better=int((units > 0).sum()),
         worse=int((units < 0).sum()),
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): rejecting where one is at most a keeps the chance of any
+    false rejection among all tests at most a, whatever the tests depend on.
+
+    The i-th smallest of m is multiplied by m - i + 1, is at least as large as those before it, and at most 1.
+
+    Raises:
+        ValueError: a p-value outside of 0 to 1.
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values lie between 0 and 1, got {list(p_values)}")
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, (len(p_values) - rank) * p_values[place])
+        corrected[place] = min(1.0, highest)
+    return corrected
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

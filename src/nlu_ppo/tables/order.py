@@ -31,8 +31,9 @@ def method_order(method: str) -> SortKey:
 
 
 def cell_order(cell: Cell) -> tuple[SortKey, ...]:
-    """Sort key of a cell: task, model, method, then reward and lora."""
-    rest = (_known_first(value or "", ()) for value in (cell.reward, cell.lora))
+    """Sort key of a cell: task, model, method, then reward, lora and settings."""
+    settings = (text for pair in cell.settings for text in pair)
+    rest = (_known_first(value or "", ()) for value in (cell.reward, cell.lora, *settings))
     return (task_order(cell.task), _known_first(cell.model, ()), method_order(cell.method), *rest)
 
 
@@ -52,6 +53,7 @@ def varying(cells: list[Cell]) -> tuple[str, ...]:
 
 
 def method_label(cell: Cell, fields: tuple[str, ...]) -> str:
-    """The method with the reward and lora that tell it from its siblings, as "ppo (graded, none)"."""
+    """The method with what tells it from its siblings, as "ppo (graded, none)" or "ppo (clip_range=0.1)"."""
     told = [getattr(cell, field) for field in fields if field in ("reward", "lora") and getattr(cell, field)]
+    told += [f"{key.rpartition('.')[2]}={value}" for key, value in cell.settings]
     return f"{cell.method} ({', '.join(told)})" if told else cell.method

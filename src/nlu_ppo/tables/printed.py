@@ -93,6 +93,8 @@ class Printed:
     Attributes:
         paper: "A" or "B", as the documentation calls them.
         notes: what one has to know to lay results beside these numbers; known faults among them.
+        average_over: (task, metric) of the columns that a row's average is made of; columns of one group (of a
+            task with two metrics) are averaged first.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Printed:
     notes: tuple[str, ...]
     rows: tuple[PrintedRow, ...]
     differences: tuple[PrintedDifference, ...]
+    average_over: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     @property
     def cells(self) -> tuple[PrintedCell, ...]:
@@ -171,7 +174,12 @@ class _Reader:
             self.difference(value, f"differences[{index}]")
             for index, value in enumerate(self.listed(top.get("differences", []), "differences"))
         )
-        return Printed(name, **texts, notes=tuple(notes), rows=rows, differences=differences)
+        means = tuple(
+            tuple((str(columns[k]["task"]), str(columns[k]["metric"])) for k in group) for group in over
+        )
+        return Printed(
+            name, **texts, notes=tuple(notes), rows=rows, differences=differences, average_over=means
+        )
 
     def column(self, raw: Any, where: str, split: Any) -> dict[str, str | None]:
         found = self.mapping(raw, where, _COLUMN_KEYS, ("task", "metric"))

@@ -1,11 +1,13 @@
-"""`python -m nlu_ppo.tracking`: brings ended runs that MLflow lacks from their run folders into it."""
+"""`python -m nlu_ppo.tracking`: brings runs that MLflow lacks, or has in part, from their folders into it."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from nlu_ppo.config import TrackingConfig
+from nlu_ppo.errors import UserError
 from nlu_ppo.tracking.mirror import sync
 
 
@@ -16,7 +18,10 @@ def main() -> None:
     parser.add_argument("--experiment", default="nlu_ppo")
     arguments = parser.parse_args()
     config = TrackingConfig(uri=arguments.uri, experiment=arguments.experiment)
-    brought, present = sync(arguments.outputs, config)
+    try:
+        brought, present = sync(arguments.outputs, config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     print(f"{brought} runs brought into MLflow, {present} were there already")
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nlu_ppo.errors import RunFolderError
+from nlu_ppo.storage import write_atomic, writing
 
 LOG = "run.log"  # what a run says that a sweep started in a process of its own
 IGNORED = {".lock", ".hydra", LOG}  # what other programs may have put there before the run began
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes `path` so that a reader sees the old text or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def jsonable(value: Any) -> Any:
@@ -49,6 +41,7 @@ class RunFolder:
         self.path = path
         self.key = key
         self._lock = FileLock(path / ".lock")
+        self._record_lock = threading.Lock()  # the mirror's thread writes to run.json, too
 
     @property
     def adapter(self) -> Path:
@@ -68,12 +61,12 @@ class RunFolder:
 
         Raises:
             RunFolderError: another process holds it, or it belongs to another run.
+            DiskError: there is no room for it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunFolderError(f"{self.path}: another process is at work on this run") from None
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.claim():
+                raise RunFolderError(f"{self.path}: another process is at work on this run")
         held = [p for p in self.path.iterdir() if p.name not in IGNORED]
         if held and overwrite:
             for entry in held:
@@ -90,11 +83,27 @@ class RunFolder:
         result = self.read_json("result.json")
         return result if result.get("status") == "finished" else None
 
+    def claim(self) -> bool:
+        """Takes hold of the folder, unless another process has. A process that is killed holds nothing."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
     def begin(self, record: Mapping[str, Any], config_yaml: str) -> None:
-        """Writes who this run is. What an earlier, unfinished attempt said of its end goes away."""
+        """Writes who this run is. What an earlier, unfinished attempt said of its end goes away.
+
+        `started` stays that of the first attempt: seconds in metrics.jsonl count from there.
+        """
         (self.path / "result.json").unlink(missing_ok=True)
         write_atomic(self.path / "config.yaml", config_yaml)
-        self.update_record({**record, "key": self.key})
+        self.update_record({"started": time.time(), **self.read_json("run.json"), **record, "key": self.key})
+
+    @property
+    def started(self) -> float:
+        """When the run began, in seconds of the Unix epoch."""
+        return float(self.read_json("run.json")["started"])
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The last file that a run writes."""
@@ -124,19 +133,28 @@ class RunFolder:
 
     def update_record(self, values: Mapping[str, Any]) -> None:
         """Adds to `run.json`, what a resumed run has to know of its earlier attempts."""
-        record = {**self.read_json("run.json"), **values}
-        write_atomic(self.path / "run.json", json.dumps(jsonable(record), indent=1) + "\n")
+        with self._record_lock:
+            record = {**self.read_json("run.json"), **values}
+            write_atomic(self.path / "run.json", json.dumps(jsonable(record), indent=1) + "\n")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.path / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(jsonable(line)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
+        return self.metrics_from(0)[0]
+
+    def metrics_from(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """The lines behind `offset` bytes of metrics.jsonl, and where they end."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn by a crash
+            return [], offset
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            text = stream.read()
+        whole = text[: text.rfind(b"\n") + 1]  # the last line may be torn by a crash
+        return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
 
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after `step`, where a resumed run goes on."""

@@ -1,196 +1,136 @@
-"""MLflow as a mirror of the run folder: flat runs with tags, batched asynchronous metrics, artifacts.
+"""MLflow as a mirror of the run folder, kept up to date by a thread that never holds up the run.
 
-Nothing here may stop a run. What MLflow refuses is said once and left; `make sync` (`sync` below) rebuilds
-the mirror from the run folders at any time.
+A server that dies loses nothing: the thread tries again until it is back, and sends what it lacks. What hasn't
+arrived when the run ends is brought by `make sync` (`sync` below), which completes or rebuilds the mirror from
+the run folders at any time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import logging
-import math
-import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from filelock import FileLock
+from typing import Any
 
 from nlu_ppo.config import TrackingConfig
-from nlu_ppo.tracking import picture
+from nlu_ppo.errors import TrackingError
+from nlu_ppo.tracking.delivery import ENDED, Delivery, connect
 from nlu_ppo.tracking.folder import RunFolder
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 log = logging.getLogger(__name__)
 
-ARTIFACTS = ("config.yaml", "result.json", "metrics.jsonl", "predictions.jsonl", picture.NAME)
-ENDED = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-F = TypeVar("F", bound=Callable[..., None])
-
-
-def default_uri(outputs: Path) -> str:
-    return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
-
-
-def connect(config: TrackingConfig, outputs: Path) -> tuple[MlflowClient, str]:
-    """A client and the id of the experiment, both created where missing.
-
-    A new SQLite file is migrated by the first process that connects; others wait at the lock, since parallel
-    migrations of one file lose runs.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a lost server must not hold up a run
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    outputs.mkdir(parents=True, exist_ok=True)
-    uri = config.uri or default_uri(outputs)
-    with FileLock(outputs / ".mlflow.lock"):
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        local = (outputs.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-        try:
-            return client, client.create_experiment(config.experiment, artifact_location=local)
-        except MlflowException:  # a server's other client was faster
-            experiment = client.get_experiment_by_name(config.experiment)
-            if experiment is None:
-                raise
-            return client, experiment.experiment_id
-
-
-def _never_stop_a_run(method: F) -> F:
-    """After the first failure the mirror stays silent: the run folder holds everything."""
-
-    @functools.wraps(method)
-    def guarded(self: Mirror, *args: Any, **kwargs: Any) -> None:
-        if self.lost:
-            return
-        try:
-            method(self, *args, **kwargs)
-        except Exception as error:
-            self.lost = True
-            log.warning(
-                "MLflow can't be reached or refuses (%s: %s). The run goes on; its folder %s has everything, "
-                "and `make sync` brings it into MLflow later.",
-                type(error).__name__,
-                error,
-                self.folder.path,
-            )
-
-    return guarded  # type: ignore[return-value]
+INTERVAL = 1.0  # seconds between two batches: many fast steps make one request
+LONGEST_PAUSE = 30.0  # seconds between two attempts to reach a lost server
+PREEMPTED_PATIENCE = 5.0  # seconds: a run that is told to go has not many left
+# What a server means by these doesn't change with time. (It answers BAD_REQUEST to any error of its database.)
+REFUSALS = {"INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_DOES_NOT_EXIST",
+            "ENDPOINT_NOT_FOUND"}  # fmt: skip
 
 
 class Mirror:
-    """One run's copy in MLflow.
+    """One run's copy in MLflow. No call raises an error of MLflow's, and only `end` waits.
 
     Args:
-        tags: what people filter by: study, task, model, method, reward, lora, seed, key.
-        params: the few short parameters that tell runs apart.
+        folder: after `begin`; what is sent is read from it.
+
+    Attributes:
+        lost: nothing is sent (any more): tracking is off, or the server refuses or stays away.
     """
 
-    def __init__(
-        self,
-        config: TrackingConfig,
-        outputs: Path,
-        folder: RunFolder,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, config: TrackingConfig, outputs: Path, folder: RunFolder) -> None:
         self.folder = folder
         self.lost = not config.enabled
-        self._pending: list[Any] = []
-        self._client: MlflowClient
-        self._run_id = ""
-        self._start(config, outputs, tags, params)
+        self._config, self._outputs = config, outputs
+        self._result: Mapping[str, Any] | None = None
+        self._lines = False
+        self._stirred, self._ending = threading.Event(), threading.Event()
+        self._contact: float | None = None  # when the server last did what it was asked
+        self._failed = False
+        self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
+        if config.enabled:
+            import mlflow.tracking  # noqa: F401 - here, since two threads that import at once can trip each other
 
-    @_never_stop_a_run
-    def _start(
-        self, config: TrackingConfig, outputs: Path, tags: Mapping[str, str], params: Mapping[str, Any]
-    ) -> None:
-        self._client, experiment = connect(config, outputs)
-        earlier = self.folder.read_json("run.json").get("mlflow_run_id")
-        if earlier and self._exists(earlier):
-            self._run_id = earlier
-            self._client.update_run(earlier, status="RUNNING")
-        else:
-            name = "/".join(tags[t] for t in ("task", "model", "method", "seed"))
-            run = self._client.create_run(experiment, tags=dict(tags), run_name=name)
-            self._run_id = run.info.run_id
-            self.folder.update_record({"mlflow_run_id": self._run_id})
-            self._log_params(params)
+            self._thread.start()
 
-    def _exists(self, run_id: str) -> bool:
-        from mlflow.exceptions import MlflowException
+    def metrics(self) -> None:
+        """metrics.jsonl has grown."""
+        self._lines = True
+        self._stirred.set()
 
-        try:
-            return self._client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException:
-            return False
-
-    def _log_params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        self._client.log_batch(self._run_id, params=[Param(k, str(v)[:500]) for k, v in params.items()])
-
-    @_never_stop_a_run
-    def metrics(self, line: Mapping[str, Any], when: float | None = None) -> None:
-        """Sends one line of metrics.jsonl as one batch, without waiting. The step axis is examples seen."""
-        from mlflow.entities import Metric
-
-        stamp = int((when or time.time()) * 1000)
-        axis = int(line["examples"])
-        batch = [
-            Metric(name, float(value), stamp, axis)
-            for name, value in line.items()
-            if name not in ("step", "examples") and isinstance(value, (int, float)) and math.isfinite(value)
-        ]
-        self._pending.append(self._client.log_batch(self._run_id, metrics=batch, synchronous=False))
-
-    @_never_stop_a_run
     def end(self, result: Mapping[str, Any]) -> None:
-        """Final metrics, artifacts and status; returns once everything has arrived."""
-        from mlflow.entities import Metric
+        """Waits until everything has arrived, but no longer than the server is silent for `tracking.patience`."""
+        if self.lost:
+            return
+        patience = self._config.patience
+        if result["status"] == "interrupted":
+            patience = min(patience, PREEMPTED_PATIENCE)
+        began = time.monotonic()
+        self._result = result
+        self._ending.set()
+        self._stirred.set()
+        while self._thread.is_alive() and time.monotonic() - max(began, self._contact or 0.0) < patience:
+            self._thread.join(0.1)
+        if self._thread.is_alive() or self.lost:
+            self.lost = True
+            log.warning(
+                "MLflow lacks a part of this run; its folder %s has everything, and `make sync` brings it over.",
+                self.folder.path,
+            )
 
-        for operation in self._pending:
-            if operation is not None:
-                operation.wait()
-        now = int(time.time() * 1000)
-        final = [Metric(k, v, now, 0) for k, v in final_metrics(result).items()]
-        if final:
-            self._client.log_batch(self._run_id, metrics=final)
-        if result.get("error"):
-            self._client.set_tag(self._run_id, "error", str(result["error"])[:5000])
-        for name in ARTIFACTS:
-            if (self.folder.path / name).exists():
-                self._client.log_artifact(self._run_id, str(self.folder.path / name))
-        if self.folder.adapter.is_dir():
-            self._client.log_artifacts(self._run_id, str(self.folder.adapter), "adapter")
-        self._client.set_terminated(self._run_id, ENDED[result["status"]])
+    # -- the thread ---------------------------------------------------------------------------------------
 
+    def _send(self) -> None:
+        """Sends whatever there is to send, until the end of the run has arrived or nothing more can be done."""
+        delivery: Delivery | None = None
+        pause = INTERVAL
+        while not self.lost:
+            self._stirred.clear()
+            result = self._result
+            try:
+                if delivery is None:  # at first, and after a failure: then the server says what it has
+                    connection = connect(self._config, self._outputs)
+                    delivery = Delivery(connection, self.folder, live=True, alive=self._answered)
+                if result is not None:
+                    delivery.finish(result)
+                    return
+                if self._lines:  # not before the first: until then a resumed run may still cut its file
+                    delivery.metrics()
+            except Exception as error:
+                delivery = None
+                self._note(error)
+                if self._ending.is_set():
+                    self._stirred.wait(INTERVAL)
+                else:
+                    self._ending.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            self._failed, pause = False, INTERVAL
+            self._ending.wait(INTERVAL)
+            self._stirred.wait()
 
-def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """`final/*`: what one compares runs by, logged once."""
-    values = {f"final/{k}": v for k, v in result.get("metrics", {}).items()}
-    for name in ("score", "likelihood_score", "majority", "unparsable", "n", "samples_per_second"):
-        values[f"final/{name}"] = result.get(name)
-    for name, seconds in result.get("seconds", {}).items():
-        values[f"final/seconds_{name}"] = seconds
-    best = result.get("best") or {}
-    values |= {f"best/{k}": v for k, v in best.items()}
-    return {
-        k: float(v)
-        for k, v in values.items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-    }
+    def _answered(self) -> None:
+        self._contact = time.monotonic()
+
+    def _note(self, error: Exception) -> None:
+        """Says a failure once; gives up where another attempt would end the same."""
+        refused = getattr(error, "error_code", None) in REFUSALS
+        # At the end of the run, a server that never answered is not waited for: it isn't coming back, it wasn't
+        # there. One that did answer has `tracking.patience` to do so again.
+        self.lost = refused or (self._ending.is_set() and self._contact is None)
+        if not self._failed:
+            after = "It is not tried again" if refused else "It is tried again"
+            log.warning(
+                "MLflow can't be reached or refuses (%s: %s). The run goes on, and its folder %s has everything. "
+                "%s; `make sync` brings over what is missing in the end.",
+                type(error).__name__,
+                error,
+                self.folder.path,
+                after,
+            )
+        self._failed = True
 
 
 # -- rebuilding the mirror -----------------------------------------------------------------------------------
@@ -202,37 +142,59 @@ def run_folders(outputs: Path) -> Iterator[Path]:
 
 
 def sync(outputs: Path, config: TrackingConfig) -> tuple[int, int]:
-    """Brings every ended run of `outputs` that MLflow lacks, or has unfinished, into MLflow.
+    """Brings every run of `outputs` that MLflow lacks, or has in part, into MLflow; runs at work are left alone.
+
+    A run that was killed without a word counts as interrupted.
 
     Returns:
-        how many runs were brought over, and how many were there already.
+        how many runs were brought over or completed, and how many were there already.
+
+    Raises:
+        TrackingError: the server can't be reached, or refuses a run.
     """
-    client, experiment = connect(config, outputs)
-    there = _synced_keys(client, experiment)
+    place = outputs
     brought = present = 0
-    for path in run_folders(outputs):
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        folder = RunFolder(path, record["key"])
-        result = folder.read_json("result.json")
-        if result.get("status") not in ENDED:
-            continue
-        if there.get(record.get("mlflow_run_id", "")) == ENDED[result["status"]]:
-            present += 1
-            continue
-        with contextlib.suppress(KeyError):
-            record.pop("mlflow_run_id")
-        folder.update_record({"mlflow_run_id": None})
-        mirror = Mirror(config, outputs, folder, record["tags"], record["params"])
-        for line in folder.read_metrics():
-            mirror.metrics(line, when=record["started"] + line.get("seconds", 0.0))
-        mirror.end(result)
-        if mirror.lost:
-            raise RuntimeError(f"{path}: MLflow did not take this run")
-        brought += 1
+    try:
+        connection = connect(config, outputs)
+        there = _statuses(*connection)
+        for place in run_folders(outputs):
+            record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+            folder = RunFolder(place, record["key"])
+            if not folder.claim():
+                continue
+            try:
+                done = _complete(folder, connection, there.get(record.get("mlflow_run_id", "")))
+            finally:
+                folder.close()
+            brought, present = brought + done, present + (not done)
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException):
+            raise
+        raise TrackingError(
+            f"{place}: MLflow can't be reached or refuses ({error}). {brought} runs were brought over before; "
+            f"the same command goes on from there."
+        ) from error
     return brought, present
 
 
-def _synced_keys(client: MlflowClient, experiment: str) -> dict[str, str]:
+def _complete(folder: RunFolder, connection: tuple[Any, str], status: str | None) -> bool:
+    """Brings over what is missing of a run; whether anything was."""
+    result = folder.read_json("result.json")
+    if result.get("status") not in ENDED:
+        result = {"status": "interrupted"}
+    if status == "FINISHED" and result["status"] == "finished":
+        return False
+    delivery = Delivery(connection, folder, live=False)
+    delivery.metrics()
+    if status == ENDED[result["status"]] and not delivery.sent:
+        return False
+    delivery.finish(result)
+    return True
+
+
+def _statuses(client: Any, experiment: str) -> dict[str, str]:
     """Run id to status of all runs in the experiment."""
     found: dict[str, str] = {}
     token = None
