@@ -22,6 +22,7 @@ from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
 from nlu_ppo.mistakes import explain
 from nlu_ppo.run import run_key, subfolder
+from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
 
 FAILED = 1  # exit code: cells of a sweep failed
@@ -91,6 +92,8 @@ def one_run(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return task(tree)
         except SystemExit as left:
+            if isinstance(left.__context__, Interrupted):  # submitit leaves so, the job back in Slurm's queue
+                raise
             error: Exception = RuntimeError(f"the run called sys.exit({left.code!r})")
             error.__cause__ = left
         except Exception as raised:
@@ -122,7 +125,8 @@ def command_line(main: Callable[[], Any]) -> None:
     # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
-        main()
+        with signals_heeded():
+            main()
     except RunFailedError as failed:
         _give_up(failed.error)
     except SweepError as failed:
@@ -130,9 +134,11 @@ def command_line(main: Callable[[], Any]) -> None:
         sys.exit(FAILED)
     except (HydraException, OmegaConfBaseException, UserError) as error:
         _give_up(error)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if isinstance(stop, Interrupted) else ""
+        but = ", without overwrite=true," if any(word.startswith("overwrite=") for word in sys.argv) else ""
+        print(f"interrupted{by}: the same command{but} goes on where this one stopped", file=sys.stderr)
+        sys.exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED)
 
 
 def _give_up(error: Exception) -> None:

@@ -245,7 +245,12 @@ class TrainingConfig(MethodConfig):
     keep: str = option(
         "best", "weights to evaluate: best on the selection slice, or last", choices=("best", "last")
     )
-    checkpoint_every: int = option(50, "write a checkpoint every so many steps (0: never)", low=0, key=False)
+    checkpoint_every: int = option(
+        50,
+        "write a checkpoint every so many steps, and at the last one (0: only if a signal ends the run)",
+        low=0,
+        key=False,
+    )
 
 
 @dataclass

@@ -23,3 +23,7 @@ class ModelError(UserError):
 
 class RunFolderError(UserError):
     """The run folder already holds another run."""
+
+
+class DiskError(UserError):
+    """There is no room to write a file."""

@@ -19,6 +19,7 @@ from omegaconf.errors import (
 
 from nlu_ppo.config import METHOD_SCHEMAS, Config, RecordConfig, walk
 from nlu_ppo.errors import UserError
+from nlu_ppo.storage import as_disk_error
 
 PACKAGE = Path(__file__).parent
 WANTED = {
@@ -35,6 +36,9 @@ WANTED = {
 
 def explain(error: BaseException) -> str | None:
     """The user's mistake behind an error in one message, or `None` if the program is at fault."""
+    disk = as_disk_error(error)
+    if disk is not None:
+        return str(disk)
     if not isinstance(error, (UserError, HydraException, OmegaConfBaseException)):
         return None
     links = list(_chain(error))

@@ -23,6 +23,7 @@ import pyarrow as pa
 import tokenizers
 
 from nlu_ppo.prompting import Prompt
+from nlu_ppo.storage import NO_ROOM
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,11 @@ class PromptCache:
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(path)  # of runs that make the same file at the same time, the last one's stays
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            log.warning("no tokenised prompts are kept, since %s is full: %s", self.folder, error)
+            return list(make())
         finally:
             partial.unlink(missing_ok=True)
         return PromptTable(path)

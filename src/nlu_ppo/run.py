@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from nlu_ppo import stopping
 from nlu_ppo.config import (
     Config,
     EvalConfig,
@@ -27,20 +29,24 @@ from nlu_ppo.config import (
     ZeroShotConfig,
     key_fields,
 )
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import ConfigError, DiskError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
+from nlu_ppo.storage import writing
 from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import Mirror
+from nlu_ppo.tracking.picture import NAME as PICTURE
 from nlu_ppo.tracking.picture import draw_run
 
 if TYPE_CHECKING:
     from nlu_ppo.tasks.splits import TaskData
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 CACHE = ".cache"  # below outputs/: may be removed whenever no run is at work
@@ -205,6 +211,8 @@ class Recorder:
         self.folder = folder
         self._mirror = mirror
         self._began = time.time()
+        self._fit_began = time.time()
+        self.fit_seconds_before = 0.0  # of earlier attempts, as far as their steps count
         self.best: dict[str, float] = {}
 
     def log(self, step: int, examples: int, values: Mapping[str, float]) -> None:
@@ -213,12 +221,32 @@ class Recorder:
         self.folder.append_metrics(line)
         self._mirror.metrics(line)
 
+    def begin_fit(self) -> None:
+        self._fit_began = time.time()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the record: steps that count keep the time that they took."""
+        fit = self.fit_seconds_before + time.time() - self._fit_began
+        return {"best": self.best, "fit_seconds": fit}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = state["best"]
+        self.fit_seconds_before = state["fit_seconds"]
+
 
 def execute(run: Run) -> dict[str, Any]:
     """Runs `run`, unless its folder says that it is finished. Returns what result.json holds.
 
     A failure is written to the folder and to MLflow before it goes on to the caller.
+
+    Raises:
+        Interrupted: a signal has asked this process to end; if the run was training, there is a checkpoint.
     """
+    with stopping.signals_heeded():
+        return _execute(run)
+
+
+def _execute(run: Run) -> dict[str, Any]:
     folder = RunFolder(run.folder, run.key)
     done = folder.open(run.config.overwrite)
     try:
@@ -242,8 +270,14 @@ def execute(run: Run) -> dict[str, Any]:
         )
         mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder, tags, params)
         try:
-            result = _work(run, folder, Recorder(folder, mirror))
+            with stopping.at_once():
+                result = _work(run, folder, Recorder(folder, mirror))
+            with writing(folder.path / PICTURE):
+                draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
+            folder.finish(result)
         except BaseException as error:
+            if folder.read_json("result.json").get("status") == "finished":  # a signal came a moment too late
+                raise
             status = "failed" if isinstance(error, Exception) else "interrupted"
             failure = {
                 **run.names,
@@ -251,11 +285,12 @@ def execute(run: Run) -> dict[str, Any]:
                 "seed": run.config.seed,
                 "error": f"{type(error).__name__}: {error}",
             }
-            folder.finish(failure)
+            try:
+                folder.finish(failure)
+            except DiskError as full:  # a folder without result.json is a run that isn't finished
+                log.warning("%s", full)
             mirror.end(failure)
             raise
-        draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
-        folder.finish(result)
         mirror.end(result)
         return result
     finally:
@@ -300,12 +335,14 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
     reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
+    stopping.leave_if_requested()
     clock.lap("load")
 
+    recorder.begin_fit()
     setting = METHODS[config.method.name](setting)
     if run.trains:
         save_adapter(policy, folder.adapter)
-    clock.lap("fit")
+    clock.lap("fit", recorder.fit_seconds_before)
 
     outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
     others = [outcome for part in further for outcome in evaluate_part(part, setting)]
@@ -363,9 +400,10 @@ class Stopwatch:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, before: float = 0.0) -> None:
+        """Ends a lap; `before`: seconds of it that another process has run."""
         now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 3), now
+        self.laps[name], self._last = round(before + now - self._last, 3), now
 
 
 def versions() -> dict[str, str]:

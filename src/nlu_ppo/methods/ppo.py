@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nlu_ppo import stopping
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
@@ -31,7 +32,12 @@ RATIO_TOLERANCE = 1e-3  # before the first step, old and new policy are one; in 
 
 
 def fit(setting: Setting) -> Setting:
-    """Trains the policy in place, from its last checkpoint if there is one."""
+    """Trains the policy in place, from its last checkpoint if there is one.
+
+    Raises:
+        Interrupted: a signal has asked the run to end; a checkpoint is written.
+        DiskError: there is no room for what training writes.
+    """
     trainer = PPOTrainer(setting)
     trainer.train()
     return finished(setting, trainer.examples_seen)
@@ -71,11 +77,16 @@ class PPOTrainer:
 
     def train(self) -> None:
         self._resume()
-        if self.step == 0 and self.selector.due(0, last=False):
-            self.selector.score(0, 0)
+        with stopping.at_step_ends():
+            self._loop()
+        stopping.leave_if_requested()
+        self.selector.restore_best()
+
+    def _loop(self) -> None:
+        self._select()
         stream = itertools.islice(self.stream, self.examples_seen, None)
         with bar(total=self.steps, initial=self.step, desc="ppo", unit="step") as shown:
-            while self.step < self.steps:
+            while self.step < self.steps and not stopping.requested():
                 batch = list(itertools.islice(stream, self.config.batch_size))
                 values = self._step(batch)
                 self.step += 1
@@ -87,10 +98,11 @@ class PPOTrainer:
                     refresh=False,  # `update` shows them, and in a log file not ten times a second
                 )
                 shown.update()
-                if self.selector.due(self.step, last=self.step == self.steps):
-                    self.selector.score(self.step, self.examples_seen)
+                self._select()
                 self._checkpoint()
-        self.selector.restore_best()
+
+    def _select(self) -> None:
+        self.selector.after(self.step, self.examples_seen, last=self.step == self.steps)
 
     def _step(self, numbers: list[int]) -> dict[str, float]:
         """One batch of training examples: rollout, update, KL weight.
@@ -164,8 +176,10 @@ class PPOTrainer:
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
+        """Writes one every so often, at the end (the evaluation may be interrupted, too), and before leaving."""
         every = self.config.checkpoint_every
-        if every and self.step % every == 0 and self.step < self.steps:
+        due = every > 0 and (self.step % every == 0 or self.step == self.steps)
+        if due or stopping.requested():
             checkpoint.save(self.setting.recorder.folder.checkpoints, self.step, self.state())
 
     def state(self) -> checkpoint.State:
@@ -200,12 +214,13 @@ class PPOTrainer:
         self.scaler.moments = RunningMoments(**state.values["rewards"])
 
     def _resume(self) -> None:
-        state = checkpoint.latest(self.setting.recorder.folder.checkpoints)
+        folder = self.setting.recorder.folder
+        state = checkpoint.latest(folder.checkpoints)
         if state is not None:
             self.load_state(state)
             self.first_step = self.step
             log.info("going on from step %d", self.step)
-        self.setting.recorder.folder.truncate_metrics(self.step if state is not None else -1)
+        folder.truncate_metrics(self.step if state is not None else -1)
 
 
 def judge_by(setting: Setting) -> Callable[[str, Example], tuple[float, Label | None, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nlu_ppo import stopping
 from nlu_ppo.config import Config, EvalConfig, TrainingConfig
 from nlu_ppo.errors import DataError
-from nlu_ppo.evaluation import evaluate, longest_answer
+from nlu_ppo.evaluation import Evaluation, evaluate, longest_answer
 from nlu_ppo.methods import mixing
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompt_cache import count_shortened
@@ -187,6 +189,7 @@ class Selector:
 
     Attributes:
         best: the best score so far, percent; `None` before the first.
+        scored: the last step that was scored.
     """
 
     def __init__(self, setting: Setting, method: TrainingConfig) -> None:
@@ -198,22 +201,30 @@ class Selector:
         self._slices = [part for part in setting.parts if part.data.selection]
         self._weights: dict[str, Tensor] | None = None
         self.best: float | None = None
+        self.scored = -1
 
     def due(self, step: int, last: bool) -> bool:
         every = self._method.select_every
         return bool(self._slices) and (last or (every > 0 and step % every == 0))
 
+    def after(self, step: int, examples: int, last: bool = False) -> None:
+        """Scores the slice if that is due after `step`, and was not done before the run was interrupted.
+
+        Whoever asks the run to end doesn't wait for it: the resumed run then begins with it.
+        """
+        if self.due(step, last) and self.scored < step:
+            with contextlib.suppress(stopping.Interrupted):
+                self.score(step, examples)
+
     def score(self, step: int, examples: int) -> float:
-        """Scores and logs the slice, and keeps the weights if they are the best so far."""
-        setting, model = self._setting, self._setting.policy.model
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            found = {
-                part.task.name: evaluate(setting.policy, part.prompter, part.data.selection, self._quick)
-                for part in self._slices
-            }
-        model.train(training)
+        """Scores and logs the slice, and keeps the weights if they are the best so far.
+
+        Raises:
+            Interrupted: the run was asked to end meanwhile; nothing is logged or kept.
+        """
+        setting = self._setting
+        with stopping.at_once():
+            found = self._evaluate()
         score = fmean(f.score for f in found.values())
         values = {
             "select/score": score,
@@ -227,7 +238,21 @@ class Selector:
             setting.recorder.best = {"select_score": score, "step": step, "examples": examples}
             if self._method.keep == "best":
                 self._weights = setting.policy.state_dict()
+        self.scored = step
         return score
+
+    def _evaluate(self) -> dict[str, Evaluation]:
+        policy, model = self._setting.policy, self._setting.policy.model
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                return {
+                    part.task.name: evaluate(policy, part.prompter, part.data.selection, self._quick)
+                    for part in self._slices
+                }
+        finally:
+            model.train(training)
 
     def restore_best(self) -> None:
         """Puts the best weights back; without a selection slice the last ones stay."""
@@ -235,12 +260,19 @@ class Selector:
             self._setting.policy.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, object]:
-        return {"best": self.best, "weights": self._weights, "recorded": self._setting.recorder.best}
+        """What a checkpoint needs to hold of it, and of what the run recorded."""
+        return {
+            "best": self.best,
+            "scored": self.scored,
+            "weights": self._weights,
+            "recorded": self._setting.recorder.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.best = state["best"]  # type: ignore[assignment]
+        self.scored = state["scored"]  # type: ignore[assignment]
         self._weights = state["weights"]  # type: ignore[assignment]
-        self._setting.recorder.best = state["recorded"]  # type: ignore[assignment]
+        self._setting.recorder.load_state_dict(state["recorded"])  # type: ignore[arg-type]
 
 
 def finished(setting: Setting, examples_seen: int) -> Setting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
+from nlu_ppo import stopping
 from nlu_ppo.config import SFTConfig
-from nlu_ppo.errors import ModelError
+from nlu_ppo.errors import DiskError, ModelError
 from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.progress import bar
+from nlu_ppo.storage import SEAL, newest_whole, seal, writing
 
 log = logging.getLogger(__name__)
 
@@ -28,23 +31,52 @@ IGNORED = -100  # label of a token that the loss leaves out: PyTorch's conventio
 
 
 def fit(setting: Setting) -> Setting:
-    """Trains the policy in place, from its last checkpoint if there is one."""
+    """Trains the policy in place, from its last checkpoint if there is one.
+
+    Raises:
+        Interrupted: a signal has asked the run to end; a checkpoint is written.
+        DiskError: there is no room for what training writes.
+    """
     method = setting.config.method
     assert isinstance(method, SFTConfig)
     stream = TrainingStream(setting)
     steps = steps_of(method, len(stream))
     selector = Selector(setting, method)
     checkpoints = setting.recorder.folder.checkpoints
-    resume = _latest(checkpoints)
+    resume = newest_whole(sorted(checkpoints.glob("checkpoint-*"), key=_step_of))
     setting.recorder.folder.truncate_metrics(_step_of(resume) if resume else -1)
     rows = tokenized(setting, stream, method.loss_on)
     trainer = _trainer(setting, method, rows, steps, selector)
-    if resume is None and selector.due(0, last=False):
-        selector.score(0, 0)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with stopping.at_step_ends():
+        if resume is None:
+            selector.after(0, 0)
+        else:
+            log.info("going on from step %d", _step_of(resume))
+        if not stopping.requested():
+            _train(trainer, resume, steps, method.batch_size, selector)
+    stopping.leave_if_requested()
     setting.policy.model.eval()
     selector.restore_best()
     return finished(setting, steps * method.batch_size)
+
+
+def _train(
+    trainer: SFTTrainer, resume: Path | None, steps: int, examples_a_step: int, selector: Selector
+) -> None:
+    if resume is not None and _step_of(resume) >= steps:
+        trainer._load_from_checkpoint(str(resume))  # `train` would add a step where an epoch has steps left
+        _load_selected(resume, selector)
+        selector.after(steps, steps * examples_a_step, last=True)
+        return
+    checkpoints = Path(str(trainer.args.output_dir))
+    try:
+        with writing(checkpoints):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except DiskError:
+        for folder in checkpoints.glob("checkpoint-*"):
+            if not (folder / SEAL).exists():  # half a checkpoint, on a full disk
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def tokenized(setting: Setting, stream: TrainingStream, loss_on: str) -> Dataset:
@@ -144,10 +176,8 @@ class _Bridge(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar = bar(total=state.max_steps, initial=state.global_step, desc="sft", unit="step")
         if state.global_step:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            weights = load_file(folder / "selected.safetensors")
-            selected = json.loads((folder / "selected.json").read_text(encoding="utf-8"))
-            self._selector.load_state_dict({**selected, "weights": weights or None})
+            _load_selected(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._selector)
+            self._select(state)  # if the run was interrupted before it came to that
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -158,18 +188,21 @@ class _Bridge(TrainerCallback):
         if "train/loss" in values:
             self._setting.recorder.log(state.global_step, state.global_step * self._method.batch_size, values)
             self._bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
+            self._bar.update()
+            self._select(state)
+            if stopping.requested():
+                control.should_save = control.should_training_stop = True
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar.update()
+    def _select(self, state: TrainerState) -> None:
         step = state.global_step
-        if self._selector.due(step, last=step == state.max_steps):
-            self._selector.score(step, step * self._method.batch_size)
+        self._selector.after(step, step * self._method.batch_size, last=step == state.max_steps)
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         selected = self._selector.state_dict()
         save_file(selected.pop("weights") or {}, folder / "selected.safetensors")  # type: ignore[arg-type]
         (folder / "selected.json").write_text(json.dumps(selected), encoding="utf-8")
+        seal(folder)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.close()
@@ -179,7 +212,7 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def _latest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (its selection state is written last)."""
-    whole = [p for p in checkpoints.glob("checkpoint-*") if (p / "selected.json").is_file()]
-    return max(whole, key=_step_of) if whole else None
+def _load_selected(checkpoint: Path, selector: Selector) -> None:
+    weights = load_file(checkpoint / "selected.safetensors")
+    selected = json.loads((checkpoint / "selected.json").read_text(encoding="utf-8"))
+    selector.load_state_dict({**selected, "weights": weights or None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
 from nlu_ppo.models.locate import resolve_path
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.storage import replace_folder, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -92,9 +94,21 @@ def _add_lora(base: Any, lora: LoraConfig) -> PeftModel:
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
-    """Writes the adapter (or, with full fine-tuning, the whole model) and the tokenizer as safetensors."""
-    policy.model.save_pretrained(folder, safe_serialization=True)
-    policy.tokenizer.save_pretrained(folder)
+    """Writes the adapter (or, with full fine-tuning, the whole model) and the tokenizer as safetensors.
+
+    Raises:
+        DiskError: there is no room; an older folder of that name stays.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(folder):
+            policy.model.save_pretrained(partial, safe_serialization=True)
+            policy.tokenizer.save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    replace_folder(partial, folder)
 
 
 def load_adapter(base: Any, folder: Path) -> PeftModel:

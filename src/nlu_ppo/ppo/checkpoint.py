@@ -1,7 +1,8 @@
 """Checkpoints of PPO: all that an interrupted run needs to end as if it had not been interrupted.
 
 One safetensors file with every tensor (adapter, value head, optimizer, random states, best weights) and one
-JSON file with the rest. A checkpoint is a folder that appears whole, by a rename.
+JSON file with the rest. A checkpoint is a folder that appears whole, by a rename, and carries the checksums of its
+files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nlu_ppo.storage import newest_whole, replace_folder, seal, writing
+
+PARTIAL = ".partial-"
 KEEP = 2  # the newest ones; the one before the last is the fall-back for a damaged one
 
 
@@ -28,26 +32,42 @@ class State:
 
 
 def save(folder: Path, step: int, state: State) -> None:
-    """Writes `folder/step-<step>` and removes all but the newest checkpoints."""
-    final, partial = folder / f"step-{step:08d}", folder / f".partial-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
-    save_file(tensors, partial / "state.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, **state.values}), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    """Writes `folder/step-<step>` and removes all but the newest checkpoints.
+
+    Raises:
+        DiskError: there is no room; the older checkpoints stay as they are.
+    """
+    final, partial = folder / f"step-{step:08d}", folder / f"{PARTIAL}{step:08d}"
+    remove_partial(folder)
+    try:
+        with writing(final):
+            partial.mkdir(parents=True)
+            tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
+            save_file(tensors, partial / "state.safetensors")
+            text = json.dumps({"step": step, **state.values})
+            (partial / "state.json").write_text(text, encoding="utf-8")
+            seal(partial)
+    except BaseException:
+        remove_partial(folder)
+        raise
+    replace_folder(partial, final)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old)
 
 
+def remove_partial(folder: Path) -> None:
+    """Removes what a kill has left of a checkpoint that was being written."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def latest(folder: Path) -> State | None:
-    """The newest checkpoint, or `None` if there is none."""
-    found = sorted(folder.glob("step-*"))
-    if not found:
+    """The newest checkpoint that is whole, or `None` if there is none."""
+    found = newest_whole(sorted(folder.glob("step-*")))
+    if found is None:
         return None
-    values = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
-    return State(load_file(found[-1] / "state.safetensors"), values)
+    values = json.loads((found / "state.json").read_text(encoding="utf-8"))
+    return State(load_file(found / "state.safetensors"), values)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> State:

@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import overload
 
+from nlu_ppo.storage import writing
 from nlu_ppo.tasks.record import Example
 
 _values = attrgetter(*(field.name for field in fields(Example)))
@@ -47,10 +48,15 @@ class Spool(Sequence[Example]):
 
     @classmethod
     def write(cls, examples: Iterable[Example], folder: Path | None = None) -> Spool:
+        """Writes them out.
+
+        Raises:
+            DiskError: there is no room for them in `folder`.
+        """
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         ends, end = array("q", [0]), 0
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with writing(Path(folder or tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
             for example in examples:
                 end += file.write(pickle.dumps(_values(example), pickle.HIGHEST_PROTOCOL))
                 ends.append(end)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,18 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nlu_ppo.errors import RunFolderError
+from nlu_ppo.storage import write_atomic, writing
 
 IGNORED = {".lock", ".hydra"}  # what other programs may have put there before the run began
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes `path` so that a reader sees the old text or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def jsonable(value: Any) -> Any:
@@ -67,10 +57,12 @@ class RunFolder:
 
         Raises:
             RunFolderError: another process holds it, or it belongs to another run.
+            DiskError: there is no room for it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)  # the system's own lock: it ends with the process that holds it
         except Timeout:
             raise RunFolderError(f"{self.path}: another process is at work on this run") from None
         held = [p for p in self.path.iterdir() if p.name not in IGNORED]
@@ -127,15 +119,16 @@ class RunFolder:
         write_atomic(self.path / "run.json", json.dumps(jsonable(record), indent=1) + "\n")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.path / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(jsonable(line)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn by a crash
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]  # the last is empty, or torn by a crash
 
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after `step`, where a resumed run goes on."""

@@ -1,0 +1,149 @@
+"""Files that survive a kill and a full disk: written whole or not at all, and known to be whole when read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nlu_ppo.errors import DiskError
+
+log = logging.getLogger(__name__)
+
+SEAL = "complete.json"  # written last into a folder: its files by name, with size and SHA-256
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors (Rust) keeps the number in its text, torch.save (C++) none: it only finds its file too short.
+LIBRARIES_SAY = (*(f"os error {number}" for number in NO_ROOM), "PytorchStreamWriter", "unexpected pos")
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes `path` (a file, or files below it).
+
+    Raises:
+        DiskError: the disk is full, or the quota or the limit on a file's size is used up.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = as_disk_error(error, path)
+        if found is None:
+            raise
+        raise found from error
+
+
+def as_disk_error(error: BaseException, path: Path | None = None) -> DiskError | None:
+    """What to tell the user if there was no room to write a file, else `None`.
+
+    Args:
+        path: what was being written, where the error doesn't know.
+    """
+    if isinstance(error, DiskError):
+        return error
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        known = error.filename if isinstance(error.filename, str) else None
+        return _no_room(path if known is None else Path(known), os.strerror(error.errno))
+    if path is not None and any(words in str(error) for words in LIBRARIES_SAY):
+        return _no_room(path, str(error).splitlines()[0])
+    return None
+
+
+def _no_room(path: Path | None, reason: str) -> DiskError:
+    if path is None:
+        return DiskError(f"a file could not be written ({reason}): make room, and start again")
+    disk = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(disk).free / 2**20
+    mount = next(p for p in (disk, *disk.parents) if p.is_mount())
+    return DiskError(
+        f"{path} could not be written ({reason}); the disk at {mount} has {free:.1f} MB left. What was finished "
+        f"before is whole: make room, and start the same command again"
+    )
+
+
+# -- one file ------------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes `path` so that a reader sees the old text or the new one, never a part.
+
+    Raises:
+        DiskError: there is no room; the old file stays.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with writing(path), partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except DiskError:
+        partial.unlink(missing_ok=True)  # every byte counts now
+        raise
+
+
+# -- a folder ------------------------------------------------------------------------------------------------
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Puts a folder that is written to its end where an older one may be."""
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+
+
+def seal(folder: Path) -> None:
+    """Marks a folder as written to its end, and brings its files to the disk."""
+    files = {}
+    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.name != SEAL):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        files[file.name] = [file.stat().st_size, _sha256(file)]
+    write_atomic(folder / SEAL, json.dumps(files, indent=1))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in words; `None` if it is as it was when it was sealed."""
+    try:
+        files = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        for name, (size, digest) in files.items():
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes in place of {size}"
+            if _sha256(folder / name) != digest:
+                return f"the contents of {name} have changed"
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        return "it was not written to its end" if missing == SEAL else f"{missing} is missing"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"it can't be read ({error})"
+    return None
+
+
+def newest_whole(folders: Iterable[Path]) -> Path | None:
+    """The last of `folders` that is whole. Damaged ones behind it are named and removed.
+
+    Left where they are, they would count among the newest ones that are kept, in place of good ones.
+    """
+    for folder in reversed(list(folders)):
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        log.warning("%s is not used: %s. The one before it is taken, if there is one.", folder, wrong)
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
