@@ -25,5 +25,9 @@ class RunFolderError(UserError):
     """The run folder already holds another run."""
 
 
+class FolderBusyError(RunFolderError):
+    """Another process is at work on the run."""
+
+
 class DiskError(UserError):
     """There is no room to write a file."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,12 +28,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: str = "auto") -> Policy:
+def load_policy(
+    model: ModelConfig, lora: LoraConfig | None, seed: int, device: str = "auto", start: Path | None = None
+) -> Policy:
     """Loads base weights and tokenizer, and adds a fresh adapter.
 
     Args:
         lora: `None` for methods that train nothing; `lora.enabled=False` makes all weights trainable.
         seed: of the adapter's first weights.
+        start: what a run with the same `model` and `lora` has saved, to go on from: the adapter's first weights, or
+            with full fine-tuning the whole model.
 
     Raises:
         ModelError: the model can't be found or read, or the adapter doesn't fit it.
@@ -44,12 +48,17 @@ def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: 
     try:
         base: Any
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        whole = start if lora is not None and not lora.enabled else None
         base = AutoModelForCausalLM.from_pretrained(
-            where, dtype=DTYPES[dtype], attn_implementation=model.attention, use_safetensors=True, **common
+            whole or where,
+            dtype=DTYPES[dtype],
+            attn_implementation=model.attention,
+            use_safetensors=True,
+            **common,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path={model.path}: {error}") from error
-    if model.adapter:
+    if model.adapter and whole is None:
         # Merged, so that a method that starts from it has it in its reference as well.
         base = load_adapter(base, Path(model.adapter)).merge_and_unload()
     base.to(torch_device).eval().requires_grad_(False)
@@ -59,7 +68,23 @@ def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: 
     if not lora.enabled:
         return Policy(base.requires_grad_(True), tokenizer, context)
     torch.manual_seed(seed)
-    return Policy(_add_lora(base, lora), tokenizer, context)
+    adapted = _add_lora(base, lora)
+    if start is not None:
+        _fill_adapter(adapted.eval(), start)  # a new adapter's dropout is on
+    return Policy(adapted, tokenizer, context, pretrained=start is not None)
+
+
+def _fill_adapter(model: PeftModel, folder: Path) -> None:
+    """Puts saved weights into an adapter of the same shape.
+
+    Raises:
+        ModelError: it has another shape.
+    """
+    saved = load_file(folder / "adapter_model.safetensors")
+    mine = get_peft_model_state_dict(model)
+    if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in mine.items()}:
+        raise ModelError(f"{folder}: this adapter has another shape than the run's (lora=...)")
+    set_peft_model_state_dict(model, saved)
 
 
 def _context_length(config: Any, model: ModelConfig) -> int:

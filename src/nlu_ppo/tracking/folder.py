@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nlu_ppo.errors import RunFolderError
+from nlu_ppo.errors import FolderBusyError, RunFolderError
 from nlu_ppo.storage import write_atomic, writing
 
 IGNORED = {".lock", ".hydra"}  # what other programs may have put there before the run began
@@ -64,7 +64,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=0)  # the system's own lock: it ends with the process that holds it
         except Timeout:
-            raise RunFolderError(f"{self.path}: another process is at work on this run") from None
+            raise FolderBusyError(f"{self.path}: another process is at work on this run") from None
         held = [p for p in self.path.iterdir() if p.name not in IGNORED]
         if held and overwrite:
             for entry in held:
