@@ -25,6 +25,8 @@ UNUSED = {  # what a method doesn't use, beyond the groups below
     "few_shot": ["method.max_steps=3"],
     "sft": [],
     "ppo": [],
+    "grpo": [],
+    "rloo": [],
 }
 # What no run's result depends on.
 NEVER = [
@@ -63,7 +65,7 @@ GROUPS = {  # which groups a method's result depends on
     "zero_shot": {"task", "model", "method", "eval"},
     "few_shot": {"task", "model", "method", "eval"},
     "sft": {"task", "model", "method", "eval", "lora"},
-    "ppo": {"task", "model", "method", "eval", "lora", "reward"},
+    **{m: {"task", "model", "method", "eval", "lora", "reward"} for m in ("ppo", "grpo", "rloo")},
 }
 
 
@@ -149,7 +151,7 @@ def test_what_no_result_depends_on_changes_no_key(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_does_not_use_does_not_change_its_key(method):
     unused = list(UNUSED[method])
-    unused += [] if method == "ppo" else REWARDS
+    unused += [] if "reward" in GROUPS[method] else REWARDS
     unused += ADAPTERS if method in ("zero_shot", "few_shot") else NEVER_IN_TRAINING
     for override in unused:
         assert key(method) == key(method, override), override

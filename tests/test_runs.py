@@ -23,6 +23,8 @@ STEPS = {
     "few_shot": ("method.k=2",),
     "sft": ("method.epochs=9", "method.max_steps=4"),
     "ppo": ("method.epochs=9", "method.max_steps=4"),
+    "grpo": ("method.epochs=9", "method.max_steps=4"),
+    "rloo": ("method.epochs=9", "method.max_steps=4"),
 }
 RESULT = {
     "key", "status", "task", "model", "method", "reward", "lora", "seed", "metrics", "score", "ci95", "n",
@@ -63,7 +65,7 @@ def test_every_method_writes_a_whole_run_folder(
     )
     assert 0 <= written["ci95"][0] <= written["score"] <= written["ci95"][1] <= 100
     assert set(written["seconds"]) == {"load", "fit", "evaluate"}
-    assert (written["reward"] is None) == (method != "ppo")
+    assert (written["reward"] is None) == (method not in ("ppo", "grpo", "rloo"))
     assert (written["lora"] is None) == (method in ("zero_shot", "few_shot"))
     predictions = lines(folder / "predictions.jsonl")
     assert len(predictions) == 12
@@ -73,7 +75,7 @@ def test_every_method_writes_a_whole_run_folder(
     assert written["score"] == pytest.approx(100 * sum(p["correct"] for p in predictions) / 12)
     assert written["unparsable"] == sum(p["label"] is None for p in predictions)
     assert (folder / "config.yaml").is_file()
-    if method in ("sft", "ppo"):
+    if method not in ("zero_shot", "few_shot"):
         steps = {line["step"] for line in lines(folder / "metrics.jsonl")}
         assert steps == {0, 1, 2, 3, 4}
         base = AutoModelForCausalLM.from_pretrained(model_dir)
@@ -104,7 +106,14 @@ def test_full_fine_tuning_keeps_a_frozen_reference(tmp_path: Path, model_dir: Pa
 
 
 @pytest.mark.parametrize(
-    ("method", "chosen"), [("sft", ()), ("ppo", ()), ("ppo", ("method.reward_scaling=running",))]
+    ("method", "chosen"),
+    [
+        ("sft", ()),
+        ("ppo", ()),
+        ("ppo", ("method.reward_scaling=running",)),
+        ("grpo", ("method.kl_coef=0.1",)),
+        ("rloo", ("method.batch_size=2",)),
+    ],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     tmp_path: Path, model_dir: Path, method: str, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -270,7 +270,34 @@ class SFTConfig(TrainingConfig):
 
 
 @dataclass
-class PPOConfig(TrainingConfig):
+class RewardedConfig(TrainingConfig):
+    """What the methods that learn from a reward have in common."""
+
+    rollouts: int = option(
+        1, "completions drawn per training example: batch_size * rollouts rows a step", low=1
+    )
+    max_new_tokens: int | None = option(
+        None,
+        "longest completion; null fits the task's longest answer",
+        low=1,
+    )
+    temperature: float = option(1.0, "sampling temperature of rollouts", low=1e-3)
+    init: str = option(
+        "none",
+        "start from the base model, or from the SFT run of the same task, model, adapter and seed, which is "
+        "trained first if it isn't there; the KL reference is what training starts from",
+        choices=("none", "sft"),
+    )
+    start: SFTConfig | None = option(
+        None,
+        "with init=sft: that run's settings, `method.start.<key>`; `method@method.start=sft_code` takes another "
+        "choice",
+        resolved=True,
+    )
+
+
+@dataclass
+class PPOConfig(RewardedConfig):
     """Proximal policy optimisation on the completion's tokens; defaults of paper A (its released code)."""
 
     order: str = option(
@@ -282,9 +309,6 @@ class PPOConfig(TrainingConfig):
     )
     minibatch_size: int = option(16, "rows per optimizer step", low=1)
     ppo_epochs: int = option(4, "passes over each batch of rollouts", low=1)
-    rollouts: int = option(
-        1, "completions drawn per training example: batch_size * rollouts rows a step", low=1
-    )
     target_kl: float | None = option(
         None,
         "leave the rest of a batch's passes once new and old policy differ by so much (nats per token)",
@@ -299,12 +323,6 @@ class PPOConfig(TrainingConfig):
     reward_clip: float | None = option(
         None, "rewards, once scaled, are held between minus this and this", low=0
     )
-    max_new_tokens: int | None = option(
-        None,
-        "longest completion; null fits the task's longest answer",
-        low=1,
-    )
-    temperature: float = option(1.0, "sampling temperature of rollouts", low=1e-3)
     top_k: int | None = option(
         None, "draw rollouts from so many likeliest tokens only, and train that distribution", low=1
     )
@@ -341,8 +359,37 @@ class PPOConfig(TrainingConfig):
 
 
 @dataclass
+class GRPOConfig(RewardedConfig):
+    """Group-relative policy optimisation with TRL's GRPOTrainer, and its defaults (1.16)."""
+
+    rollouts: int = option(8, "completions drawn per training example: the group", low=2)
+    clip_range: float = option(0.2, "clip of the probability ratio (TRL's epsilon)", low=0)
+    kl_coef: float = option(0.0, "weight of the KL term in the loss (TRL's beta)", low=0)
+    loss_type: str = option(
+        "dapo",
+        "how the loss of tokens is averaged, as TRL names it",
+        choices=("grpo", "bnpo", "dr_grpo", "dapo"),
+    )
+    scale_rewards: str = option(
+        "group",
+        "advantages are divided by the deviation of the rewards of the group or of the batch, or by nothing",
+        choices=("group", "batch", "none"),
+    )
+
+
+@dataclass
+class RLOOConfig(RewardedConfig):
+    """REINFORCE with a leave-one-out baseline, with TRL's RLOOTrainer and its defaults (1.16)."""
+
+    rollouts: int = option(2, "completions drawn per training example: each is the others' baseline", low=2)
+    clip_range: float = option(0.2, "clip of the probability ratio (TRL's epsilon)", low=0)
+    kl_coef: float = option(0.05, "weight of the KL penalty in the reward (TRL's beta)", low=0)
+    normalize_advantages: bool = option(False, "advantages to mean 0 and deviation 1 over the batch")
+
+
+@dataclass
 class RewardConfig:
-    """What PPO rewards. `name` is a registered reward, or `path/to/file.py:function`."""
+    """What PPO, GRPO and RLOO reward. `name` is a registered reward, or `path/to/file.py:function`."""
 
     name: str = option(MISSING, "name of a reward in nlu_ppo.rewards, or file.py:function")
     correct: float = option(1.0, "reward of the gold answer")
@@ -472,6 +519,8 @@ METHOD_SCHEMAS: dict[str, type[MethodConfig]] = {
     "few_shot": FewShotConfig,
     "sft": SFTConfig,
     "ppo": PPOConfig,
+    "grpo": GRPOConfig,
+    "rloo": RLOOConfig,
 }
 
 
@@ -511,6 +560,8 @@ def to_config(tree: DictConfig) -> Config:
         raise ConfigError(f"no value given for {', '.join(missing)}: say for instance {missing[0]}=...")
     # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
     config = Config(**{name: _to_object(tree, name) for name in names})
+    if isinstance(config.method, RewardedConfig) and config.method.init == "none":
+        config.method.start = None  # composed, and without effect
     check(config)
     return config
 
@@ -549,6 +600,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"method.batch_size={method.batch_size}{times} is no multiple of "
             f"method.minibatch_size={method.minibatch_size}"
+        )
+    if isinstance(method, RewardedConfig) and method.init == "sft" and method.start is None:
+        raise ConfigError(
+            f"method.init=sft needs the settings of the SFT run, and method={method.name} composes none: put "
+            f"`/method@start: sft` into its defaults list"
         )
     check_task(config.task)
     reading = config.eval

@@ -33,5 +33,9 @@ class TrackingError(UserError):
     """MLflow can't be reached, or refuses what it is asked."""
 
 
+class FolderBusyError(RunFolderError):
+    """Another process is at work on the run."""
+
+
 class DiskError(UserError):
     """There is no room to write a file."""

@@ -168,11 +168,12 @@ class Prompter:
         source, limit = iter(examples), self.max_prompt_tokens
         while some := list(islice(source, AT_ONCE)):
             texts = [self.render(example) for example in some]
-            for example, text, ids in zip(some, texts, self._tokenize(texts), strict=True):
+            for example, text, ids in zip(some, texts, self.tokenize(texts), strict=True):
                 fits = limit is None or len(ids) <= limit
                 yield Prompt(text, tuple(ids)) if fits else self._shorten(example, limit)  # type: ignore[arg-type]
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of rendered prompts."""
         # A rendered chat template already holds its own beginning-of-sequence token.
         encoded = self.tokenizer(texts, add_special_tokens=self.layout != "chat", verbose=False)
         return encoded["input_ids"]
@@ -185,7 +186,7 @@ class Prompter:
         def cut(length: int) -> Prompt:
             short = replace(example, fields={**example.fields, name: whole[:length]})
             text = self.render(short)
-            return Prompt(text, tuple(self._tokenize([text])[0]), shortened=True)
+            return Prompt(text, tuple(self.tokenize([text])[0]), shortened=True)
 
         fits, too_long = cut(0), len(whole)
         if len(fits.ids) > limit:

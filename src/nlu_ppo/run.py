@@ -24,13 +24,14 @@ from nlu_ppo.config import (
     EvalConfig,
     PPOConfig,
     RewardConfig,
+    RewardedConfig,
     SFTConfig,
     TaskConfig,
     TrainingConfig,
     ZeroShotConfig,
     key_fields,
 )
-from nlu_ppo.errors import ConfigError, DiskError, RunFolderError
+from nlu_ppo.errors import ConfigError, DiskError, FolderBusyError, RunFolderError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.rewards import get_reward
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
+POLL = 2.0  # seconds between looks at a run that another process is at work on
 CACHE = ".cache"  # below outputs/: may be removed whenever no run is at work
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
 
@@ -79,7 +81,7 @@ class Run:
             "task": task_label(c.task),
             "model": c.model.name,
             "method": c.method.name,
-            "reward": c.reward.name if isinstance(c.method, PPOConfig) else None,
+            "reward": c.reward.name if isinstance(c.method, RewardedConfig) else None,
             "lora": c.lora.name if self.trains else None,
         }
 
@@ -115,12 +117,24 @@ def identity(config: Config) -> dict[str, Any]:
         parts["submission"] = submission_fingerprint(tasks, config.task)
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
-    if isinstance(method, PPOConfig):
+    if isinstance(method, RewardedConfig):
         parts["reward"] = _reward_identity(config.reward)
-        if method.kl_controller == "fixed":
-            for name in ("kl_target", "kl_horizon"):
-                parts["method"].pop(name)
+        parts["method"] = {k: v for k, v in parts["method"].items() if not k.startswith("start.")}
+        if method.init == "none":  # such a run keeps the key that it had before there was a choice
+            parts["method"].pop("init")
+        start = start_config(config)
+        if start is not None:
+            parts["start"] = run_key(start)
+    if isinstance(method, PPOConfig) and method.kl_controller == "fixed":
+        for name in ("kl_target", "kl_horizon"):
+            parts["method"].pop(name)
     return parts
+
+
+def start_config(config: Config) -> Config | None:
+    """The SFT run that a run of `method.init=sft` starts from; `None` for other runs."""
+    start = getattr(config.method, "start", None)
+    return None if start is None else dataclasses.replace(config, method=start)
 
 
 def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> dict[str, Any]:
@@ -193,7 +207,7 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             check_submission(task)
         if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
             raise ConfigError(_no_training_split(task))
-        if isinstance(config.method, PPOConfig):
+        if isinstance(config.method, RewardedConfig):
             get_reward(config.reward, task)
         if isinstance(config.method, SFTConfig):
             check_answer_words(config.method, task)
@@ -272,6 +286,7 @@ def _execute(run: Run) -> dict[str, Any]:
         if done is not None:
             print(f"already finished: {run.folder}")
             return done
+        start = _start_of(run)
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
         folder.begin(
@@ -286,7 +301,7 @@ def _execute(run: Run) -> dict[str, Any]:
         mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
         try:
             with stopping.at_once():
-                result = _work(run, folder, Recorder(folder, mirror))
+                result = _work(run, folder, Recorder(folder, mirror), start)
             with writing(folder.path / PICTURE):
                 draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
             folder.finish(result)
@@ -349,7 +364,34 @@ def _written(config: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
+def _start_of(run: Run) -> Path | None:
+    """The weights that `run` starts from: those of its SFT run, which is trained now if there is none yet.
+
+    Another process may be at work on it, for a run that starts from the same; that is waited for.
+    """
+    config = start_config(run.config)
+    if config is None:
+        return None
+    config = dataclasses.replace(config, overwrite=False)
+    outputs, key = Path(config.outputs), run_key(config)
+    home = outputs / config.study / subfolder(config, key)
+    waiting = False
+    while True:
+        for path in (home, *sorted(outputs.glob(f"*/{subfolder(config, key)}"))):
+            found = RunFolder(path, key)
+            result = found.read_json("result.json")
+            if (result.get("status"), result.get("key")) == ("finished", key) and found.adapter.is_dir():
+                return found.adapter
+        try:
+            if not waiting:
+                print(f"what this run starts from: {home}", flush=True)
+            execute(build_run(config, home))
+        except FolderBusyError:
+            waiting = True
+            time.sleep(POLL)
+
+
+def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
     from nlu_ppo.answering import answer_submission
     from nlu_ppo.inference import perplexity
@@ -375,7 +417,7 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
         else None
     )
     lora = config.lora if run.trains else None
-    policy = load_policy(config.model, lora, config.seed, config.device)
+    policy = load_policy(config.model, lora, config.seed, config.device, start)
     cache = PromptCache(scratch / "prompts")
     parts, further = (
         tuple(

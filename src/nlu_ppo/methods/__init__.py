@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nlu_ppo.methods import few_shot, ppo, sft, zero_shot
+from nlu_ppo.methods import few_shot, group, ppo, sft, zero_shot
 from nlu_ppo.methods.setting import Part, Setting
 
 METHODS: dict[str, Callable[[Setting], Setting]] = {
@@ -12,6 +12,8 @@ METHODS: dict[str, Callable[[Setting], Setting]] = {
     "few_shot": few_shot.fit,
     "sft": sft.fit,
     "ppo": ppo.fit,
+    "grpo": group.fit,
+    "rloo": group.fit,
 }
 
 __all__ = ["METHODS", "Part", "Setting"]

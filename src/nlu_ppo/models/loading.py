@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,7 +30,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: str = "auto") -> Policy:
+def load_policy(
+    model: ModelConfig, lora: LoraConfig | None, seed: int, device: str = "auto", start: Path | None = None
+) -> Policy:
     """Loads base weights and tokenizer, and adds a fresh adapter.
 
     Runs of one process that don't train the base weights share them, and only the first reads them.
@@ -38,6 +40,8 @@ def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: 
     Args:
         lora: `None` for methods that train nothing; `lora.enabled=False` makes all weights trainable.
         seed: of the adapter's first weights.
+        start: what a run with the same `model` and `lora` has saved, to go on from: the adapter's first weights, or
+            with full fine-tuning the whole model.
 
     Raises:
         ModelError: the model can't be found or read, or the adapter doesn't fit it.
@@ -49,7 +53,7 @@ def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: 
         torch.cuda.reset_peak_memory_stats(torch_device)  # each run of a process reports its own peak
     if trains_base:
         BASE.release()
-        base = _load_base(model, where, torch_device)
+        base = _load_base(model, where, torch_device, whole=start)
     else:
         weights = fingerprint(model.path, model.revision), adapter_fingerprint(model.adapter)
         settings = _dtype(model, torch_device), model.attention, model.trust_remote_code, str(torch_device)
@@ -60,7 +64,23 @@ def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: 
     if trains_base:
         return Policy(base.requires_grad_(True), tokenizer, context)
     torch.manual_seed(seed)
-    return Policy(_add_lora(base, lora), tokenizer, context)
+    adapted = _add_lora(base, lora)
+    if start is not None:
+        _fill_adapter(adapted.eval(), start)  # a new adapter's dropout is on
+    return Policy(adapted, tokenizer, context, pretrained=start is not None)
+
+
+def _fill_adapter(model: PeftModel, folder: Path) -> None:
+    """Puts saved weights into an adapter of the same shape.
+
+    Raises:
+        ModelError: it has another shape.
+    """
+    saved = load_file(folder / "adapter_model.safetensors")
+    mine = get_peft_model_state_dict(model)
+    if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in mine.items()}:
+        raise ModelError(f"{folder}: this adapter has another shape than the run's (lora=...)")
+    set_peft_model_state_dict(model, saved)
 
 
 def _load_tokenizer(model: ModelConfig, where: str) -> Any:
@@ -72,12 +92,12 @@ def _load_tokenizer(model: ModelConfig, where: str) -> Any:
         raise _unreadable(model, error) from error
 
 
-def _load_base(model: ModelConfig, where: str, device: torch.device) -> Any:
-    """The base model with its first adapter merged, on the device, frozen."""
+def _load_base(model: ModelConfig, where: str, device: torch.device, whole: Path | None = None) -> Any:
+    """The base model with its first adapter merged, on the device, frozen; or a `whole` model that a run saved."""
     base: Any
     try:
         base = AutoModelForCausalLM.from_pretrained(
-            where,
+            whole or where,
             dtype=_dtype(model, device),
             attn_implementation=model.attention,
             use_safetensors=True,
@@ -86,7 +106,7 @@ def _load_base(model: ModelConfig, where: str, device: torch.device) -> Any:
         )
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from error
-    if model.adapter:
+    if model.adapter and whole is None:
         # Merged, so that a method that starts from it has it in its reference as well.
         base = load_adapter(base, Path(model.adapter)).merge_and_unload()
     return base.to(device).eval().requires_grad_(False)

@@ -42,14 +42,16 @@ class Policy:
     Args:
         model: a transformers causal LM, or a PeftModel around one.
         context_length: longest sequence in tokens.
+        pretrained: its adapter has been trained before, so that the policy without it isn't where training starts.
 
     Raises:
         ModelError: trunk plus head does not give the model's own logits, or the model has layers that keep a
             running state in place of keys and values.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, context_length: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, context_length: int, pretrained: bool = False) -> None:
         self.model = model
+        self.pretrained = pretrained
         self.tokenizer = tokenizer
         self.context_length = context_length
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -61,6 +63,7 @@ class Policy:
         self.reads_trees: bool | None = None  # not known before inference.reading tries it
         self.reference_prefix: Any = None  # what ppo.rollout keeps of it as a reference
         self._frozen: Policy | None = None
+        self._first: dict[str, Tensor] | None = None
         self._softcap = getattr(self.base.config, "final_logit_softcapping", None)
         layers = getattr(self.trunk, "layers", None) or getattr(self.trunk, "h", None)
         self._last_layer: Any = layers[-1] if layers else None
@@ -281,17 +284,35 @@ class Policy:
                 parameter.copy_(state[name])
 
     def freeze_reference(self) -> None:
-        """Keeps a frozen copy as reference; needed only where there is no adapter to switch off."""
+        """Keeps what training starts from as reference; an untrained adapter need only be switched off."""
         if not self.has_adapter:
             frozen = copy.deepcopy(self.model).requires_grad_(False).eval()
             self._frozen = Policy(frozen, self.tokenizer, self.context_length)
+        elif self.pretrained:
+            self._first = {n: p.detach().clone() for n, p in self._adapter().items()}
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Policy]:
-        """The policy before training: the adapter switched off, or the frozen copy."""
-        if self.has_adapter:
+        """The policy before training: the adapter switched off, as it was at first, or the frozen copy."""
+        if not self.has_adapter:
+            assert self._frozen is not None, "freeze_reference() was not called before training"
+            yield self._frozen
+        elif not self.pretrained:
             with self.model.disable_adapter():
                 yield self
         else:
-            assert self._frozen is not None, "freeze_reference() was not called before training"
-            yield self._frozen
+            assert self._first is not None, "freeze_reference() was not called before training"
+            self._exchange_adapter()
+            try:
+                yield self
+            finally:
+                self._exchange_adapter()
+
+    def _adapter(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def _exchange_adapter(self) -> None:
+        """Puts the first weights into the adapter's place, and what stands there into theirs."""
+        assert self._first is not None
+        for name, parameter in self._adapter().items():
+            parameter.data, self._first[name] = self._first[name], parameter.data

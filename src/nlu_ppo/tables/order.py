@@ -15,7 +15,7 @@ _TASKS = (
     *("squad", "glue", "superglue", "toy_sentiment", "toy_nli"),
 )
 # From no training to the most.
-_METHODS = (BASELINE, "few_shot", "sft", "ppo")
+_METHODS = (BASELINE, "few_shot", "sft", "ppo", "grpo", "rloo")
 
 SortKey = tuple[int, tuple[tuple[int, str], ...]]
 
@@ -26,7 +26,7 @@ def task_order(task: str) -> SortKey:
 
 
 def method_order(method: str) -> SortKey:
-    """Sort key of a method: zero_shot, few_shot, sft, ppo, then the others by name."""
+    """Sort key of a method: zero_shot, few_shot, sft, ppo, grpo, rloo, then the others by name."""
     return _known_first(method, _METHODS)
 
 

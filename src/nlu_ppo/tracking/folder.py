@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nlu_ppo.errors import RunFolderError
+from nlu_ppo.errors import FolderBusyError, RunFolderError
 from nlu_ppo.storage import write_atomic, writing
 
 LOG = "run.log"  # what a run says that a sweep started in a process of its own
@@ -66,7 +66,7 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.claim():
-                raise RunFolderError(f"{self.path}: another process is at work on this run")
+                raise FolderBusyError(f"{self.path}: another process is at work on this run")
         held = [p for p in self.path.iterdir() if p.name not in IGNORED]
         if held and overwrite:
             for entry in held:
