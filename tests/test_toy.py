@@ -79,7 +79,7 @@ def test_the_last_word_of_a_review_decides() -> None:
     checked = 0
     for i in range(2000):
         positive = bool(i % 2)
-        text = toy._sentiment_text(rng, positive)
+        text, _ = toy._sentiment_text(rng, positive)
         for cue in ("Overall, ", ", but ", "To me "):
             if cue in text:
                 assert reads_positive(text.split(cue)[1].split(". ")[0]) == positive, text

@@ -139,6 +139,15 @@ class TaskConfig:
         choices=("proportional", "equal", "temperature"),
     )
     mixing_temperature: float = option(2.0, "of a group, with mixing=temperature: 1 is proportional", low=1)
+    rationale: str | None = option(
+        None,
+        "answers are followed by an analysis, and those to learn from come from a JSON file in paper B's format (its "
+        "contents count) or, `generated`, from a toy task's generator",
+        key=False,
+    )
+    rationale_tokens: int = option(
+        64, "with a rationale: tokens that an analysis may take", low=8, since=True
+    )
     limit: LimitConfig = field(default_factory=LimitConfig)
     record: RecordConfig | None = option(
         None, "a task of your own, described by the keys below", resolved=True
@@ -152,6 +161,7 @@ class LearningRateConfig:
     # not in the key: what counts is the rate that the method took, its own `learning_rate`
     sft: float = option(9e-6, "learning rate of supervised fine-tuning", low=0, key=False)
     ppo: float = option(9e-6, "learning rate of PPO", low=0, key=False)
+    reward_model: float = option(1e-4, "learning rate of a reward model", low=0, key=False)
 
 
 @dataclass
@@ -161,6 +171,7 @@ class EpochsConfig:
     # not in the key, for the same reason
     sft: float = option(1.0, "epochs of supervised fine-tuning", low=0, key=False)
     ppo: float = option(3.0, "epochs of PPO", low=0, key=False)
+    reward_model: float = option(1.0, "epochs of a reward model", low=0, key=False)
 
 
 @dataclass
@@ -388,6 +399,40 @@ class RLOOConfig(RewardedConfig):
 
 
 @dataclass
+class RewardModelConfig(TrainingConfig):
+    """A reward model, trained with TRL's RewardTrainer on pairs of a better and a worse completion."""
+
+    pairs: str = option(
+        "labels",
+        "`labels`: the right answer above each wrong one, of every training example; `rationales`: the right answer "
+        "with the example's own analysis above the same with another example's; or a JSON file in paper B's format "
+        "(its contents count)",
+        key=False,
+    )
+    held_out_pairs: str | None = option(
+        None,
+        "file of pairs to measure the model by; null takes pairs of the evaluation split, or holds inputs of the file "
+        "`pairs` out (its contents count)",
+        key=False,
+    )
+    held_out: int = option(
+        200, "inputs of the file `pairs` that are held out (at most a tenth), where no other file is", low=1
+    )
+    wrong_labels: str = option(
+        "all", "with pairs=labels: a pair with every wrong label, or with one drawn", choices=("all", "one")
+    )
+    loss: str = option(
+        "last_token",
+        "pairwise loss at the last token, or (paper B) at every token from the first that differs",
+        choices=("last_token", "divergence"),
+    )
+    temperature: float = option(1.0, "what the loss divides differences of scores by", low=1e-3)
+    keep: str = option(
+        "last", "held-out pairs are only reported, so that the last weights are kept", choices=("last",)
+    )
+
+
+@dataclass
 class RewardConfig:
     """What PPO, GRPO and RLOO reward. `name` is a registered reward, or `path/to/file.py:function`."""
 
@@ -402,6 +447,21 @@ class RewardConfig:
         low=0,
         high=1,
         since=True,
+    )
+    threshold: float | None = option(
+        None, "name=mixed: the most that the label's model may add to the reward", since=True
+    )
+    parts: dict[str, float] = option({}, "name=composite: reward -> its weight in the sum", since=True)
+    label_model: RewardModelConfig | None = option(
+        None,
+        "settings of the reward model that judges labels, `reward.label_model.<key>`; it is trained first if no "
+        "finished run has it",
+        resolved=True,
+    )
+    rationale_model: RewardModelConfig | None = option(
+        None,
+        "the same of the one that judges analyses (all answers, where people have ranked them)",
+        resolved=True,
     )
 
 
@@ -521,6 +581,7 @@ METHOD_SCHEMAS: dict[str, type[MethodConfig]] = {
     "ppo": PPOConfig,
     "grpo": GRPOConfig,
     "rloo": RLOOConfig,
+    "reward_model": RewardModelConfig,
 }
 
 

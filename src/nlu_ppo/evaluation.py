@@ -62,7 +62,8 @@ def longest_answer(prompter: Prompter, examples: Sequence[Example]) -> int:
         answers = set(task.answers(examples[0]))
     completions = set(map(prompter.close, answers))
     prompter.learn_completions(completions)
-    return max(len(prompter.completion_ids(text)) for text in completions) + SPARE_TOKENS
+    longest = max(len(prompter.completion_ids(text)) for text in completions)
+    return longest + SPARE_TOKENS + prompter.analysis_tokens
 
 
 def _longest(answers: set[str], count: int = 256) -> set[str]:

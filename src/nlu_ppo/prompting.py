@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlu_ppo.errors import ModelError
 from nlu_ppo.progress import bar
-from nlu_ppo.tasks.record import CLOSE, OPEN, Example, Label, Task
+from nlu_ppo.tasks.record import CLOSE, CLOSE_ANALYSIS, OPEN, OPEN_ANALYSIS, Example, Label, Task
 
 if TYPE_CHECKING:
     from nlu_ppo.prompt_cache import PromptCache
@@ -40,6 +40,7 @@ class Prompter:
         demonstrations: labelled examples shown before every query.
         max_prompt_tokens: longer prompts lose the end of their longest text field, nothing else.
         cache: keeps what `prepare` tokenises, for this run and others.
+        analysis_tokens: room for an analysis behind the judgement; 0 asks for none.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Prompter:
         demonstrations: Sequence[Example] = (),
         max_prompt_tokens: int | None = None,
         cache: PromptCache | None = None,
+        analysis_tokens: int = 0,
     ) -> None:
         if layout == "chat" and not getattr(tokenizer, "chat_template", None):
             raise ModelError(
@@ -62,11 +64,18 @@ class Prompter:
         self.demonstrations = tuple(demonstrations)
         self.max_prompt_tokens = max_prompt_tokens
         self.cache = cache
+        self.analysis_tokens = analysis_tokens
         self._completions: dict[str, tuple[int, ...]] = {}
 
     def with_demonstrations(self, demonstrations: Sequence[Example]) -> Prompter:
         return Prompter(
-            self.task, self.tokenizer, self.layout, demonstrations, self.max_prompt_tokens, self.cache
+            self.task,
+            self.tokenizer,
+            self.layout,
+            demonstrations,
+            self.max_prompt_tokens,
+            self.cache,
+            self.analysis_tokens,
         )
 
     # -- text ---------------------------------------------------------------------------------------------
@@ -75,7 +84,13 @@ class Prompter:
     def instruction(self) -> str:
         """The lines that every prompt of the task begins with."""
         task = self.task
-        return f"{task.instruction}\n{task.answer_format} Write it as {OPEN}answer{CLOSE}."
+        analysis = f" and say why: {OPEN_ANALYSIS}why{CLOSE_ANALYSIS}" if self.analysis_tokens else ""
+        return f"{task.instruction}\n{task.answer_format} Write it as {OPEN}answer{CLOSE}{analysis}."
+
+    @property
+    def closing(self) -> str:
+        """What ends a completion."""
+        return CLOSE_ANALYSIS if self.analysis_tokens else CLOSE
 
     def query(self, example: Example) -> str:
         return self.task.template.format_map(example.fields)
@@ -93,25 +108,31 @@ class Prompter:
         """The whole prompt as text, ending in the open tag."""
         demonstrations = [(self.query(d), self._answered(d)) for d in self.demonstrations]
         if self.layout == "chat":
-            return self._render_chat(demonstrations, self.query(example))
+            return self._render_chat(self.instruction, demonstrations, self.query(example))
         blocks = [self.instruction]
         blocks += [f"{query}\n{OPEN}{answer}" for query, answer in demonstrations]
         blocks.append(f"{self.query(example)}\n{OPEN}")
         return "\n\n".join(blocks)
+
+    def render_query(self, instruction: str, query: str) -> str:
+        """A prompt of another instruction and query, laid out as those of the task are."""
+        if self.layout == "chat":
+            return self._render_chat(instruction, [], query)
+        return f"{instruction}\n\n{query}\n{OPEN}"
 
     def _answered(self, example: Example) -> str:
         if example.label is None:
             raise ValueError(f"example {example.id} has no label and can't be a demonstration")
         return self.completion(example.label)
 
-    def _render_chat(self, demonstrations: list[tuple[str, str]], query: str) -> str:
+    def _render_chat(self, instruction: str, demonstrations: list[tuple[str, str]], query: str) -> str:
         turns: list[dict[str, str]] = []
         for shown, answer in demonstrations:
             turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": OPEN + answer}]
         turns.append({"role": "user", "content": query})
-        system = [{"role": "system", "content": self.instruction}, *turns]
+        system = [{"role": "system", "content": instruction}, *turns]
         # Templates without a system role (Gemma's) raise: the instruction then opens the first turn.
-        merged = [{**turns[0], "content": f"{self.instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
+        merged = [{**turns[0], "content": f"{instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
         for messages in (system, merged):
             try:
                 text = self.tokenizer.apply_chat_template(
@@ -120,7 +141,7 @@ class Prompter:
             except Exception as error:  # jinja2 errors of many kinds, by the template's own choice
                 failure = error
                 continue
-            if self.instruction in text:
+            if instruction in text:
                 return text + OPEN
         raise ModelError(
             f"the tokenizer's chat template takes neither a system turn nor the instruction in the first "
@@ -218,6 +239,14 @@ class Prompter:
         if text not in self._completions:
             self._completions[text] = self._completion_ids(text)
         return self._completions[text]
+
+    def written_ids(self, text: str) -> list[int]:
+        """Tokens of any text as it follows the open tag: as `completion_ids`, for what a model wrote."""
+        anchor = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+        joined = self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+        if joined[: len(anchor)] == anchor:
+            return joined[len(anchor) :]
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def learn_completions(self, texts: Iterable[str]) -> None:
         """Tokenises many completions at once, or takes them from the cache; `completion_ids` then has them.

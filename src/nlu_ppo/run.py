@@ -25,6 +25,7 @@ from nlu_ppo.config import (
     PPOConfig,
     RewardConfig,
     RewardedConfig,
+    RewardModelConfig,
     SFTConfig,
     TaskConfig,
     TrainingConfig,
@@ -34,10 +35,12 @@ from nlu_ppo.config import (
 from nlu_ppo.errors import ConfigError, DiskError, FolderBusyError, RunFolderError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
-from nlu_ppo.rewards import get_reward
+from nlu_ppo.preference.pairs import check_pairs, from_file
+from nlu_ppo.rewards import get_reward, needed_models
 from nlu_ppo.storage import writing
 from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.published import check_published
+from nlu_ppo.tasks.rationales import check_rationales
 from nlu_ppo.tasks.splits import check_source, data_fingerprint
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
@@ -56,6 +59,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 POLL = 2.0  # seconds between looks at a run that another process is at work on
+REWARD_MODELS = "reward_models"  # the study of those that a run has trained because its reward asks them
 CACHE = ".cache"  # below outputs/: may be removed whenever no run is at work
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
 
@@ -117,8 +121,20 @@ def identity(config: Config) -> dict[str, Any]:
         parts["submission"] = submission_fingerprint(tasks, config.task)
     if trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
+    if config.task.rationale is not None:
+        parts["rationale"] = _file_identity(config.task.rationale)
+    if isinstance(method, RewardModelConfig):
+        parts["pairs"] = [_file_identity(method.pairs), _file_identity(method.held_out_pairs)]
+        parts["eval"] = {"bootstrap_samples": config.eval.bootstrap_samples}  # it answers nothing
+        if from_file(method.pairs):
+            parts["method"].pop("wrong_labels")
+        else:
+            parts["method"].pop("held_out")
     if isinstance(method, RewardedConfig):
         parts["reward"] = _reward_identity(config.reward)
+        for name in needed_models(config.reward):
+            if getattr(config.reward, name) is not None:
+                parts["reward"][name] = run_key(reward_model_config(config, name))
         parts["method"] = {k: v for k, v in parts["method"].items() if not k.startswith("start.")}
         if method.init == "none":  # such a run keeps the key that it had before there was a choice
             parts["method"].pop("init")
@@ -129,6 +145,24 @@ def identity(config: Config) -> dict[str, Any]:
         for name in ("kl_target", "kl_horizon"):
             parts["method"].pop(name)
     return parts
+
+
+def reward_model_config(config: Config, name: str) -> Config:
+    """The run of the reward model that stands under `reward.<name>`: same task, model, adapter and seed.
+
+    Its study is one of its own, for a model is shared by the studies that need it, and no row of their tables.
+    """
+    method = getattr(config.reward, name)
+    return dataclasses.replace(
+        config, method=method, reward=RewardConfig("none"), eval=EvalConfig(), study=REWARD_MODELS
+    )
+
+
+def _file_identity(value: str | None) -> str | None:
+    """What stands for a file: its contents; for a word, the word itself."""
+    if value is None or not Path(value).is_file():
+        return value
+    return f"sha256:{hashlib.sha256(Path(value).read_bytes()).hexdigest()}"
 
 
 def start_config(config: Config) -> Config | None:
@@ -170,7 +204,8 @@ def _eval_identity(config: EvalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def _reward_identity(config: RewardConfig) -> dict[str, Any]:
     """The reward's settings; of a user's own function the name and the contents of its file."""
-    parts = key_fields(config)
+    models = ("label_model.", "rationale_model.")  # a model that is asked counts by its own run's key
+    parts = {name: value for name, value in key_fields(config).items() if not name.startswith(models)}
     if ".py:" in config.name:
         path, _, function = config.name.rpartition(":")
         file = Path(path)
@@ -209,6 +244,13 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             raise ConfigError(_no_training_split(task))
         if isinstance(config.method, RewardedConfig):
             get_reward(config.reward, task)
+            for name in needed_models(config.reward):
+                check_pairs(getattr(config.reward, name), task, config.task.rationale, f"reward.{name}")
+        if isinstance(config.method, RewardModelConfig):
+            check_pairs(config.method, task, config.task.rationale)
+            _check_no_answers(config.eval)
+        if config.task.rationale is not None:
+            _check_rationale(config, task)
         if isinstance(config.method, SFTConfig):
             check_answer_words(config.method, task)
     if config.eval.scoring == "as_published":
@@ -216,6 +258,27 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             check_published(task)
     further_tasks(config)
     return Run(config, run_key(config), folder, frozenset(typed))
+
+
+def _check_no_answers(config: EvalConfig) -> None:
+    """Raises ConfigError where a reward model is asked for answers, which it doesn't write."""
+    for name in ("also", "submission", "perplexity"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"method=reward_model writes no answers, so that eval.{name} makes no sense with it"
+            )
+
+
+def _check_rationale(config: Config, task: Task) -> None:
+    """Raises ConfigError where answers with an analysis don't fit task, method or scoring."""
+    assert config.task.rationale is not None
+    check_rationales(task, config.task.rationale)
+    if config.method.name == "few_shot":
+        raise ConfigError("task.rationale: the demonstrations of method=few_shot have no analysis to show")
+    if isinstance(config.method, SFTConfig) and config.method.answer_words:
+        raise ConfigError(
+            "task.rationale and method.answer_words don't go together: no analysis argues for such words"
+        )
 
 
 def check_answer_words(method: SFTConfig, task: Task) -> None:
@@ -287,6 +350,7 @@ def _execute(run: Run) -> dict[str, Any]:
             print(f"already finished: {run.folder}")
             return done
         start = _start_of(run)
+        judges = _reward_models_of(run)
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
         folder.begin(
@@ -301,7 +365,11 @@ def _execute(run: Run) -> dict[str, Any]:
         mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
         try:
             with stopping.at_once():
-                result = _work(run, folder, Recorder(folder, mirror), start)
+                recorder = Recorder(folder, mirror)
+                if isinstance(run.config.method, RewardModelConfig):
+                    result = _work_on_pairs(run, folder, recorder)
+                else:
+                    result = _work(run, folder, recorder, start, judges)
             with writing(folder.path / PICTURE):
                 draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
             folder.finish(result)
@@ -370,8 +438,23 @@ def _start_of(run: Run) -> Path | None:
     Another process may be at work on it, for a run that starts from the same; that is waited for.
     """
     config = start_config(run.config)
-    if config is None:
-        return None
+    return None if config is None else _trained(config)
+
+
+def _reward_models_of(run: Run) -> dict[str, Path]:
+    """The weights of the reward models that the run's reward asks, each trained now if there is none yet."""
+    if not isinstance(run.config.method, RewardedConfig):
+        return {}
+    return {
+        name: _trained(reward_model_config(run.config, name)) for name in needed_models(run.config.reward)
+    }
+
+
+def _trained(config: Config) -> Path:
+    """The weights of a run, whatever study has it; if there is no such run, it is executed now.
+
+    Another process may be at work on it, for a run that needs the same; that is waited for.
+    """
     config = dataclasses.replace(config, overwrite=False)
     outputs, key = Path(config.outputs), run_key(config)
     home = outputs / config.study / subfolder(config, key)
@@ -391,7 +474,9 @@ def _start_of(run: Run) -> Path | None:
             time.sleep(POLL)
 
 
-def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -> dict[str, Any]:
+def _work(
+    run: Run, folder: RunFolder, recorder: Recorder, start: Path | None, judges: Mapping[str, Path]
+) -> dict[str, Any]:
     """Load, fit, evaluate: the part that needs torch."""
     from nlu_ppo.answering import answer_submission
     from nlu_ppo.inference import perplexity
@@ -402,6 +487,8 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import evaluate_part, prediction_lines, summarize
     from nlu_ppo.serving import served
+    from nlu_ppo.tasks.rationales import load_rationales
+    from nlu_ppo.tasks.record import CLOSE_ANALYSIS
     from nlu_ppo.tasks.splits import load_tasks
     from nlu_ppo.tasks.submission_sets import load_submission
 
@@ -421,12 +508,28 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -
     cache = PromptCache(scratch / "prompts")
     parts, further = (
         tuple(
-            Part(data, Prompter(data.task, policy.tokenizer, config.model.layout, cache=cache))
+            Part(
+                data,
+                Prompter(
+                    data.task,
+                    policy.tokenizer,
+                    config.model.layout,
+                    cache=cache,
+                    analysis_tokens=config.task.rationale_tokens if config.task.rationale else 0,
+                ),
+                load_rationales(data.task, config.task.rationale) if config.task.rationale and own else None,
+            )
             for data in group
         )
-        for group in (tasks, beside)
+        for group, own in ((tasks, True), (beside, False))
     )
+    if config.task.rationale:
+        policy.closing = CLOSE_ANALYSIS
     setting = Setting(config, policy, parts, recorder).with_room_for_answers()
+    if judges:
+        from nlu_ppo.reward_runs import scorers
+
+        setting = dataclasses.replace(setting, scorers=scorers(config, parts, judges))
     for part in further:
         part.leave_room_for_answers(policy, config.eval)
     folder.update_record(
@@ -477,6 +580,48 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -
     if read is not None:
         perplexity.report(result, read)
     return result
+
+
+def _work_on_pairs(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str, Any]:
+    """The same for a reward model: load, fit, and measure it by held-out pairs."""
+    from nlu_ppo import reward_runs
+    from nlu_ppo.models.loading import peak_memory_bytes
+    from nlu_ppo.progress import quiet_libraries
+    from nlu_ppo.tasks.splits import load_tasks
+
+    quiet_libraries()
+    config, clock = run.config, Stopwatch()
+    tasks = load_tasks(config.task, Path(config.outputs) / CACHE)
+    setting, pairs, held_out = reward_runs.prepare(config, tasks, recorder)
+    folder.update_record(
+        {
+            "datasets": describe_data(config, folder.read_json("run.json")["identity"], tasks, []),
+            "serving": None,
+        }
+    )
+    stopping.leave_if_requested()
+    clock.lap("load")
+    recorder.begin_fit()
+    setting = reward_runs.fit(setting, pairs, held_out)
+    reward_runs.save(setting, folder.adapter)
+    clock.lap("fit", recorder.fit_seconds_before)
+    summary, predictions = reward_runs.measure(setting, held_out)
+    folder.write_predictions(predictions)
+    clock.lap("evaluate")
+    return {
+        "status": "finished",
+        **run.names,
+        "seed": config.seed,
+        **summary,
+        "train_pairs": len(pairs),
+        "skipped_rows": _skipped_rows(tasks, []),
+        "best": recorder.best,
+        "seconds": clock.laps,
+        "samples_per_second": setting.examples_seen / max(clock.laps["fit"], 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(setting.policy.device),
+        "versions": versions(),
+        "commit": commit(),
+    }
 
 
 def _skipped_rows(tasks: Sequence[TaskData], beside: Sequence[TaskData]) -> dict[str, int]:

@@ -21,7 +21,6 @@ from nlu_ppo.inference.reading import prefill, read_completions, reads_trees
 from nlu_ppo.inference.tree import Ids, alike
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.progress import bar
-from nlu_ppo.prompting import CLOSE
 
 
 @torch.inference_mode()
@@ -129,7 +128,7 @@ def _decode(
     cache, mask, position, last = prefill(policy, prefix, [prompts[i] for i in rows])
     make_room(cache, max_new_tokens)
     live = [Drawn(row) for row in rows]
-    eos = policy.tokenizer.eos_token_id
+    eos, closing = policy.tokenizer.eos_token_id, policy.closing
     for step in range(max_new_tokens):
         tokens, logprobs = choose(policy.logits(last))
         keep = []
@@ -138,7 +137,7 @@ def _decode(
             if logprobs is not None:
                 drawn.logprobs.append(logprobs[i])
                 drawn.states.append(last[i])
-            if token == eos or step + 1 == max_new_tokens or CLOSE in policy.tokenizer.decode(drawn.ids):
+            if token == eos or step + 1 == max_new_tokens or closing in policy.tokenizer.decode(drawn.ids):
                 yield drawn
             else:
                 keep.append(i)

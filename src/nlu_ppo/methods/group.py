@@ -22,8 +22,8 @@ from trl import RLOOConfig as TrlRLOOConfig
 from nlu_ppo.config import GRPOConfig, RewardedConfig, RLOOConfig
 from nlu_ppo.inference.decoder import generate
 from nlu_ppo.methods import trl_bridge
+from nlu_ppo.methods.judging import judge_by
 from nlu_ppo.methods.optimization import steps_of
-from nlu_ppo.methods.ppo import judge_by
 from nlu_ppo.methods.setting import Setting, TrainingStream, finished
 
 REFERENCE = "ref"  # the adapter that TRL's trainers copy the policy's first weights to
@@ -149,8 +149,7 @@ class _Rewards:
     def __call__(
         self, completions: Sequence[str], number: Sequence[int], log_metric: Any, **_: Any
     ) -> list[float]:
-        examples = map(self._stream.example, number)
-        judged = [self._judge(text, e) for text, e in zip(completions, examples, strict=True)]
+        judged = self._judge.many(completions, list(map(self._stream.example, number)))
         log_metric("accuracy", fmean(right for _, _, right in judged))
         log_metric("unparsable", fmean(answer is None for _, answer, _ in judged))
         log_metric("shortened", fmean(self._stream.prompt(n).shortened for n in number))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from nlu_ppo import stopping
 from nlu_ppo.config import PPOConfig
+from nlu_ppo.methods.judging import judge_by
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
 from nlu_ppo.ppo import checkpoint
@@ -21,11 +21,7 @@ from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
 from nlu_ppo.ppo.update import ForwardMismatchError, TrainingDivergedError, update
 from nlu_ppo.ppo.watch import Watch
 from nlu_ppo.progress import bar
-from nlu_ppo.prompting import CLOSE
-from nlu_ppo.rewards import get_reward
-from nlu_ppo.rewards.noise import mislabelled
-from nlu_ppo.tasks.answers import is_correct, parse_answer
-from nlu_ppo.tasks.record import Example, Label
+from nlu_ppo.tasks.record import Example
 
 log = logging.getLogger(__name__)
 
@@ -222,19 +218,3 @@ class PPOTrainer:
             self.first_step = self.step
             log.info("going on from step %d", self.step)
         folder.truncate_metrics(self.step if state is not None else -1)
-
-
-def judge_by(setting: Setting) -> Callable[[str, Example], tuple[float, Label | None, bool]]:
-    """Completion and example to (reward, parsed answer, whether it is right)."""
-    rewards = {p.task.name: get_reward(setting.config.reward, p.task) for p in setting.parts}
-    noise, seed = setting.config.reward.noise, setting.config.seed
-
-    def judge(completion: str, example: Example) -> tuple[float, Label | None, bool]:
-        task = setting.part_of(example).task
-        # An answer that never closes its tag is no answer here: the policy has to learn when to stop.
-        answer = parse_answer(task, completion, example.candidates) if CLOSE in completion else None
-        shown = mislabelled(example, task, noise, seed) if noise else example
-        reward = rewards[task.name](completion, answer, shown)
-        return reward, answer, is_correct(task, answer, example.label)
-
-    return judge

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, count, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from nlu_ppo.methods import mixing
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompt_cache import count_shortened
 from nlu_ppo.prompting import Prompt, Prompter
+from nlu_ppo.tasks.rationales import Rationales
 from nlu_ppo.tasks.record import Example, Task
 from nlu_ppo.tasks.splits import TaskData
 from nlu_ppo.tasks.spool import select
@@ -35,6 +36,7 @@ class Part:
 
     data: TaskData
     prompter: Prompter
+    rationales: Rationales | None = None
 
     @property
     def task(self) -> Task:
@@ -65,6 +67,9 @@ class Setting:
     parts: tuple[Part, ...]
     recorder: Recorder
     examples_seen: int = 0
+    scorers: Mapping[str, Callable[[str, Sequence[Example], Sequence[str]], list[float]]] = field(
+        default_factory=dict
+    )  # the reward models that the run's reward asks: task name, examples and completions to scores
 
     def part_of(self, example: Example) -> Part:
         """The task that an example belongs to."""

@@ -14,6 +14,7 @@ from nlu_ppo.config import SFTConfig
 from nlu_ppo.methods import trl_bridge
 from nlu_ppo.methods.optimization import steps_of
 from nlu_ppo.methods.setting import Setting, TrainingStream, finished
+from nlu_ppo.tasks.rationales import with_analysis
 from nlu_ppo.tasks.record import Label
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,10 @@ class _Rows:
     def _answer(self, number: int, label: Label) -> str:
         """The completion to learn: with the task's own word, unless `method.answer_words` has another."""
         part = self._stream.part(number)
+        if part.rationales is not None:
+            return with_analysis(
+                part.task.verbalize(label), part.rationales(self._stream.example(number), label)
+            )
         if self._words and part.task.labels and (word := self._words.get(part.task.labels[int(label)])):  # type: ignore[arg-type]
             return part.prompter.close(word)
         return part.prompter.completion(label)

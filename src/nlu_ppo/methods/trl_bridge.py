@@ -82,17 +82,20 @@ def fit(
     steps: int,
     build: Callable[[TrainerCallback], Trainer],
     names: Mapping[str, str],
+    selector: Any = None,
 ) -> None:
     """Trains with the trainer that `build` makes around our callback, from the last checkpoint if there is one.
 
     Args:
         names: the trainer's names of what it logs, and ours; `loss` must be among them.
+        selector: what scores held-out data during training, if not the selection slice.
 
     Raises:
         Interrupted: a signal has asked the run to end; a checkpoint is written.
         DiskError: there is no room for what training writes.
     """
-    selector, folder = Selector(setting, method), setting.recorder.folder
+    folder = setting.recorder.folder
+    selector = selector or Selector(setting, method)
     resume = newest_whole(sorted(folder.checkpoints.glob("checkpoint-*"), key=_step_of))
     folder.truncate_metrics(_step_of(resume) if resume else -1)
     trainer = build(_Bridge(setting, method, selector, names))

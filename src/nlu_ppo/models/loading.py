@@ -70,6 +70,17 @@ def load_policy(
     return Policy(adapted, tokenizer, context, pretrained=start is not None)
 
 
+def load_parts(model: ModelConfig, device: str = "auto") -> tuple[Any, Any, int]:
+    """A base model of the caller's own, frozen, its tokenizer, and its context length in tokens.
+
+    Raises:
+        ModelError: the model can't be found or read.
+    """
+    where = resolve_path(model.path)
+    tokenizer, base = _load_tokenizer(model, where), _load_base(model, where, choose_device(device))
+    return base, tokenizer, _context_length(base.config, model)
+
+
 def _fill_adapter(model: PeftModel, folder: Path) -> None:
     """Puts saved weights into an adapter of the same shape.
 

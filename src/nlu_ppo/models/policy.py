@@ -20,6 +20,7 @@ from nlu_ppo.errors import ModelError
 from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.memory import keep_freed_memory
 from nlu_ppo.models.token_logprobs import token_logprobs
+from nlu_ppo.tasks.record import CLOSE
 
 
 class ValueHead(nn.Module):
@@ -60,6 +61,7 @@ class Policy:
         self.head: Any = self.base.get_output_embeddings()
         self.device: torch.device = next(model.parameters()).device
         self.value_head: ValueHead | None = None
+        self.closing = CLOSE  # decoding ends with it
         self.reads_trees: bool | None = None  # not known before inference.reading tries it
         self.reference_prefix: Any = None  # what ppo.rollout keeps of it as a reference
         self._frozen: Policy | None = None

@@ -71,7 +71,8 @@ def collect(
     )
     completions = [d.ids for d in drawn]
     texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
-    judged = [judge(text, example) for text, example in zip(texts, examples, strict=True)]
+    many = getattr(judge, "many", None)  # a reward model reads a batch at once
+    judged = many(texts, examples) if many else [judge(t, e) for t, e in zip(texts, examples, strict=True)]
     old = _score_old(policy, drawn, ids, config)
     with policy.reference() as reference:
         prefix = _reference_prefix(reference, ids) if config.share_prefix else None

@@ -15,14 +15,18 @@ import importlib
 import importlib.util
 import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from nlu_ppo.config import RewardConfig
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.rewards.noise import check_noise
 from nlu_ppo.tasks.record import Example, Label, Task
+
+COMPOSITE = "composite"
+
+BoundReward = Callable[..., float]
 
 
 class Reward(Protocol):
@@ -41,12 +45,19 @@ class Reward(Protocol):
 
 
 REWARDS: dict[str, Reward] = {}
+R = TypeVar("R", bound=Callable[..., float])
 
 
-def reward(name: str) -> Callable[[Reward], Reward]:
-    """Registers a reward function under `name`."""
+def reward(name: str, models: tuple[str, ...] = ()) -> Callable[[R], R]:
+    """Registers a reward function under `name`.
 
-    def register(function: Reward) -> Reward:
+    Args:
+        models: keys of the config that hold the settings of reward models; the function then also takes
+            `scores`, what each of them says of the completion.
+    """
+
+    def register(function: R) -> R:
+        function.models = models  # type: ignore[attr-defined]
         REWARDS[name] = function
         return function
 
@@ -58,34 +69,87 @@ def _load_siblings() -> None:
         importlib.import_module(f"{__name__}.{module.name}")
 
 
-def get_reward(config: RewardConfig, task: Task) -> Callable[[str, Label | None, Example], float]:
-    """The reward of the config, bound to it and to the task; a value that is not finite is an error.
+def find_reward(name: str) -> Reward:
+    """The reward function of that name.
 
     Raises:
-        ConfigError: there is no such reward, or it makes no sense for the task.
+        ConfigError: there is none.
     """
     _load_siblings()
-    if ".py:" in config.name:
-        function = _from_file(config.name)
-    elif config.name in REWARDS:
-        function = REWARDS[config.name]
-    else:
+    if ".py:" in name:
+        return _from_file(name)
+    if name not in REWARDS:
         raise ConfigError(
-            f"reward.name={config.name} is no reward: there are {', '.join(sorted(REWARDS))}, "
+            f"reward.name={name} is no reward: there are {', '.join(sorted(REWARDS))}, "
             f"and path/to/file.py:function"
         )
-    check = getattr(function, "check", None)
-    if check is not None:
-        check(task)
-    check_noise(config, task)
+    return REWARDS[name]
 
-    def bound(completion: str, answer: Label | None, example: Example) -> float:
-        value = float(function(completion, answer, example, task=task, config=config))
+
+def needed_models(config: RewardConfig, name: str | None = None) -> tuple[str, ...]:
+    """Keys of the config that hold the reward models which the reward asks; of a composite, those of its parts."""
+    name = name or config.name
+    if name == COMPOSITE:
+        names = dict.fromkeys(key for part in config.parts for key in needed_models(config, part))
+        return tuple(names)
+    return tuple(getattr(find_reward(name), "models", ()))
+
+
+def get_reward(config: RewardConfig, task: Task) -> BoundReward:
+    """The reward of the config, bound to it and to the task; a value that is not finite is an error.
+
+    What it returns takes completion, answer and example, and where reward models are asked (`needed_models`) what
+    each of them says.
+
+    Raises:
+        ConfigError: there is no such reward, or it makes no sense for the task or with the other settings.
+    """
+    function = find_reward(config.name)
+    _check(config, task)
+    asked = needed_models(config)
+
+    def bound(
+        completion: str, answer: Label | None, example: Example, scores: Mapping[str, float] | None = None
+    ) -> float:
+        told = {"scores": scores or {}} if asked else {}
+        value = float(function(completion, answer, example, task=task, config=config, **told))  # type: ignore[arg-type]
         if not math.isfinite(value):
             raise ValueError(f"reward {config.name} gave {value} for example {example.id}: {completion!r}")
         return value
 
     return bound
+
+
+def _check(config: RewardConfig, task: Task) -> None:
+    names = [config.name]
+    if config.name == COMPOSITE:
+        names = list(config.parts)
+        if not names:
+            raise ConfigError("reward.name=composite needs reward.parts, for instance {label_agreement: 1}")
+        if COMPOSITE in names:
+            raise ConfigError("reward.parts: composite can't be a part of itself: name its parts")
+    for name in names:
+        function = find_reward(name)
+        check = getattr(function, "check", None)
+        if check is not None:
+            check(task)
+        check_config = getattr(function, "check_config", None)
+        if check_config is not None:
+            check_config(task, config)
+    check_noise(config, task)
+    if config.noise and all(needed_models(config, name) for name in names):
+        raise ConfigError(
+            f"reward.noise={config.noise:g} has no effect on reward.name={config.name}, which never looks at the gold "
+            f"label: set it to 0, or put wrong labels among the reward model's pairs"
+        )
+    for key in needed_models(config):
+        model = getattr(config, key)
+        if model is None:
+            raise ConfigError(
+                f"reward.name={config.name} asks a reward model, and reward.{key} has no settings: take a choice of "
+                f"conf/reward that has them (reward=label_sensitive, preference, mixed, composite), or put "
+                f"`/method/reward_model@{key}` into the defaults list of your own"
+            )
 
 
 def _from_file(name: str) -> Reward:

@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 
 # The slot of an answer: prompts end in the open tag, completions in the closing one.
 OPEN, CLOSE = "<Judgement>", "</Judgement>"
+# The slot of an analysis behind it, where a run asks for one.
+OPEN_ANALYSIS, CLOSE_ANALYSIS = "<Analysis>", "</Analysis>"
 
 OWN = "own"  # `Task.benchmark` of a task that a user described in YAML
 

@@ -93,8 +93,8 @@ def _aside(rng: Random) -> str:
     )
 
 
-def _sentiment_text(rng: Random, positive: bool) -> str:
-    """A review whose verdict is that of its deciding clause."""
+def _sentiment_text(rng: Random, positive: bool) -> tuple[str, tuple[str, str]]:
+    """A review whose verdict is that of its deciding clause; that clause, and one for the opposite verdict."""
     domain = rng.choice(list(DOMAINS))
     first, second = rng.sample(DOMAINS[domain], 2)
     relative = rng.choice(RELATIVES)
@@ -112,10 +112,14 @@ def _sentiment_text(rng: Random, positive: bool) -> str:
         f"{sentence(f'my {relative} said that {against}')} {sentence(f'to me {verdict}')}",
         sentence(f"my {relative} found that {claimed}, and I {'agree' if agree else 'disagree'}"),
     )
-    text = rng.choices(shapes, weights=(3, 3, 2, 2, 2, 2, 2, 2))[0]
+    shape = rng.choices(range(len(shapes)), weights=(3, 3, 2, 2, 2, 2, 2, 2))[0]
+    text = shapes[shape]
     if rng.random() < 0.4:
         text = f"{_aside(rng)} {text}" if rng.random() < 0.5 else f"{text} {_aside(rng)}"
-    return text
+    decides = {4: whole, 5: whole, 7: f"I {'agree' if agree else 'disagree'} that {claimed}"}.get(
+        shape, verdict
+    )
+    return text, (decides, against)
 
 
 # -- inference --------------------------------------------------------------------------------------------
@@ -258,8 +262,9 @@ _FAMILIES: tuple[Callable[[Random, int], tuple[str, str]], ...] = (
 )
 
 
-def _inference_pair(rng: Random, label: int) -> tuple[str, str]:
-    premise, hypothesis = rng.choice(_FAMILIES)(rng, label)
+def _inference_pair(rng: Random, label: int) -> tuple[str, str, tuple[str, str]]:
+    """Premise, hypothesis, and what decides between them: both without anything about somebody else."""
+    premise, hypothesis = decides = rng.choice(_FAMILIES)(rng, label)
     premise, hypothesis = sentence(premise), sentence(hypothesis)
     if rng.random() < 0.5:  # a second sentence about somebody else changes nothing
         stranger = rng.choice([n for n in NAMES if n not in premise and n not in hypothesis])
@@ -273,17 +278,19 @@ def _inference_pair(rng: Random, label: int) -> tuple[str, str]:
             )
         )
         premise = f"{extra} {premise}" if rng.random() < 0.5 else f"{premise} {extra}"
-    return premise, hypothesis
+    return premise, hypothesis, decides
 
 
 # -- splits -----------------------------------------------------------------------------------------------
 
 
-def _fields(name: str, rng: Random, label: int) -> dict[str, str]:
+def _fields(name: str, rng: Random, label: int) -> tuple[dict[str, str], tuple[str, str]]:
+    """The fields of an example, and what its analysis speaks of."""
     if name == "toy_sentiment":
-        return {"text": _sentiment_text(rng, label == POSITIVE)}
-    premise, hypothesis = _inference_pair(rng, label)
-    return {"premise": premise, "hypothesis": hypothesis}
+        text, decides = _sentiment_text(rng, label == POSITIVE)
+        return {"text": text}, decides
+    premise, hypothesis, decides = _inference_pair(rng, label)
+    return {"premise": premise, "hypothesis": hypothesis}, decides
 
 
 def _labels(rng: Random, classes: int, size: int) -> Iterator[int]:
@@ -294,21 +301,24 @@ def _labels(rng: Random, classes: int, size: int) -> Iterator[int]:
 
 
 @cache
-def _splits(name: str) -> dict[str, tuple[Example, ...]]:
-    """All splits in one go, so that the first field (review, premise) is unique over all of them."""
+def _splits(name: str) -> tuple[dict[str, tuple[Example, ...]], dict[str, tuple[str, str]]]:
+    """All splits in one go, so that the first field (review, premise) is unique over all of them; and by example
+    what decides its label."""
     rng = Random(zlib.crc32(name.encode()))  # not hash(): that one differs between processes
     seen: set[str] = set()
     splits: dict[str, tuple[Example, ...]] = {}
+    deciding: dict[str, tuple[str, str]] = {}
     for split, size in SIZES.items():
         examples: list[Example] = []
         for i, label in enumerate(_labels(rng, len(TOY_TASKS[name].labels), size)):
-            fields = _fields(name, rng, label)
+            fields, decides = _fields(name, rng, label)
             while next(iter(fields.values())) in seen:
-                fields = _fields(name, rng, label)
+                fields, decides = _fields(name, rng, label)
             seen.add(next(iter(fields.values())))
             examples.append(Example(id=f"{split}-{i}", fields=fields, label=label, idx=i, task=name))
+            deciding[f"{split}-{i}"] = decides
         splits[split] = tuple(examples)
-    return splits
+    return splits, deciding
 
 
 def generate(task_name: str, split: str) -> list[Example]:
@@ -321,4 +331,18 @@ def generate(task_name: str, split: str) -> list[Example]:
         raise KeyError(f"no toy task {task_name!r}: choose from {', '.join(TOY_TASKS)}")
     if split not in SIZES:
         raise KeyError(f"toy tasks have no split {split!r}: choose from {', '.join(SIZES)}")
-    return list(_splits(task_name)[split])
+    return list(_splits(task_name)[0][split])
+
+
+_LINKS = {ENTAILMENT: "so", NEUTRAL: "which leaves open whether", CONTRADICTION: "which rules out that"}
+
+
+def toy_rationale(example: Example, label: int) -> str:
+    """Why an example of a toy task has a label: the words that decide it, as its generator put them.
+
+    For a wrong label it argues for that: with a clause of the opposite verdict, or by drawing the wrong conclusion.
+    """
+    first, second = _splits(example.task)[1][example.id]
+    if example.task == "toy_sentiment":
+        return first if label == example.label else second
+    return f"{first}, {_LINKS[label]} {second}"
