@@ -27,7 +27,7 @@ from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompt_cache import token_ids
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks import tasks_of
-from nlu_ppo.tasks.record import Example, Kind, Label, Task
+from nlu_ppo.tasks.record import CLOSE_ANALYSIS, Example, Kind, Label, Task
 from nlu_ppo.tracking.datasets import slots_of
 
 if TYPE_CHECKING:
@@ -106,9 +106,13 @@ class Classifier:
         config = _read(EvalConfig, settings["eval"])
         self._seed = int(settings["seed"])
         self._parts = {}
-        for task in tasks_of(_read(TaskConfig, settings["task"])):
+        wanted = _read(TaskConfig, settings["task"])
+        analysis = wanted.rationale_tokens if wanted.rationale else 0
+        if analysis:
+            self._policy.closing = CLOSE_ANALYSIS
+        for task in tasks_of(wanted):
             lengths = settings["lengths"][task.name]
-            prompter = Prompter(task, self._policy.tokenizer, model.layout)
+            prompter = Prompter(task, self._policy.tokenizer, model.layout, analysis_tokens=analysis)
             prompter.max_prompt_tokens = lengths["prompt"]
             limited = replace(config, max_new_tokens=lengths["answer"])
             self._parts[task.name] = _Part(
