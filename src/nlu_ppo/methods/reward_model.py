@@ -27,6 +27,7 @@ from nlu_ppo.preference.model import RewardModel
 from nlu_ppo.preference.pairs import Pair
 from nlu_ppo.prompting import Prompter
 
+WATCHED = 256  # held-out pairs that are scored during training; all are at the end
 NAMES = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
@@ -166,7 +167,8 @@ class _HeldOut:
     """Scores held-out pairs during training, for the record only: the last weights are kept."""
 
     def __init__(self, setting: Setting, method: RewardModelConfig, pairs: Sequence[TokenPair]) -> None:
-        self._setting, self._method, self._pairs = setting, method, pairs
+        self._setting, self._method = setting, method
+        self._pairs = pairs[:: -(-len(pairs) // WATCHED)]  # evenly, at most so many
         self.scored = -1
 
     def after(self, step: int, examples: int, last: bool = False) -> None:
