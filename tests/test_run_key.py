@@ -27,6 +27,7 @@ UNUSED = {  # what a method doesn't use, beyond the groups below
     "ppo": [],
     "grpo": [],
     "rloo": [],
+    "reward_model": ["eval.decoding=sample", "eval.likelihood=false", "task.mixing=equal"],
 }
 # What no run's result depends on.
 NEVER = [
@@ -57,6 +58,7 @@ ONLY_WITH = {
     "eval.temperature": ["eval.decoding=sample"],
     "eval.perplexity_window": READING,
     "eval.perplexity_stride": READING,
+    "method.held_out": [f"method.pairs={ROOT / 'LICENSE'}"],
     "task.members": ["task=glue"],
     "task.mixing": ["task=glue"],
     "task.mixing_temperature": ["task=glue", "task.mixing=temperature"],
@@ -65,6 +67,7 @@ GROUPS = {  # which groups a method's result depends on
     "zero_shot": {"task", "model", "method", "eval"},
     "few_shot": {"task", "model", "method", "eval"},
     "sft": {"task", "model", "method", "eval", "lora"},
+    "reward_model": {"task", "model", "method", "lora"},
     **{m: {"task", "model", "method", "eval", "lora", "reward"} for m in ("ppo", "grpo", "rloo")},
 }
 
@@ -76,7 +79,7 @@ def counted_fields() -> list[tuple[str, str]]:
         for name, item, _ in walk(base(method)):
             group = name.partition(".")[0]
             skipped = method == "zero_shot" and name in ("task.limit.train", "task.selection")
-            skipped |= method in ("zero_shot", "few_shot") and name.startswith("task.mixing")
+            skipped |= method in ("zero_shot", "few_shot", "reward_model") and name.startswith("task.mixing")
             used = group in GROUPS[method] or name == "seed"
             if item.metadata["key"] and used and not skipped:
                 found.append((method, name))

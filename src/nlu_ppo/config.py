@@ -428,7 +428,10 @@ class RewardModelConfig(TrainingConfig):
     )
     temperature: float = option(1.0, "what the loss divides differences of scores by", low=1e-3)
     keep: str = option(
-        "last", "held-out pairs are only reported, so that the last weights are kept", choices=("last",)
+        "last",
+        "held-out pairs are only reported, so that the last weights are kept",
+        choices=("last",),
+        key=False,
     )
 
 

@@ -100,7 +100,7 @@ def identity(config: Config) -> dict[str, Any]:
     trains, uses_train = isinstance(method, TrainingConfig), not isinstance(method, ZeroShotConfig)
     tasks = tasks_of(config.task)
     parts: dict[str, Any] = {
-        "task": _task_identity(config.task, tasks, trains),
+        "task": _task_identity(config.task, tasks, trains and not isinstance(method, RewardModelConfig)),
         "data": {task.name: data_fingerprint(task, config.task) for task in tasks},
         "model": key_fields(config.model),
         "weights": fingerprint(config.model.path, config.model.revision),
@@ -171,10 +171,10 @@ def start_config(config: Config) -> Config | None:
     return None if start is None else dataclasses.replace(config, method=start)
 
 
-def _task_identity(config: TaskConfig, tasks: Sequence[Task], trains: bool) -> dict[str, Any]:
-    """The task's settings. Those of a group count only for a group, and mixing only for training on one."""
+def _task_identity(config: TaskConfig, tasks: Sequence[Task], mixes: bool) -> dict[str, Any]:
+    """The task's settings. Those of a group count only for a group, and mixing only for training on answers to one."""
     parts = key_fields(config) | record_identity(config) | {"members": [task.name for task in tasks]}
-    if len(tasks) == 1 or not trains:
+    if len(tasks) == 1 or not mixes:
         parts.pop("mixing")
     if parts.get("mixing") != "temperature":
         parts.pop("mixing_temperature")
