@@ -73,7 +73,7 @@ def test_a_composite_is_the_weighted_sum():
     assert paid(config, label_model=3.0) == pytest.approx(2 * 1 + 0.5 * 3.0)
     assert paid(config, 0, label_model=3.0) == pytest.approx(2 * -1 + 0.5 * 3.0)
     assert needed_models(config) == ("label_model",)
-    assert needed_models(composed("reward=composite", "reward.parts={label_agreement: 1}")) == ()
+    assert needed_models(composed("reward=composite", "reward.parts.label_sensitive=0")) == ()
 
 
 def test_noisy_is_agreement_with_wrong_labels_among_the_right_ones():
@@ -95,9 +95,9 @@ def test_noisy_is_agreement_with_wrong_labels_among_the_right_ones():
         (["reward=label_agreement", "reward.name=label_sensitive"], r"reward\.label_model has no settings"),
         (["reward=mixed", "reward.threshold=null", "task.rationale=generated"], r"needs reward\.threshold"),
         (["reward=label_agreement", "reward.name=composite"], r"needs reward\.parts"),
-        (["reward=composite", "reward.parts={graded: 1}"], "task whose answers are numbers"),
-        (["reward=composite", "reward.parts={composite: 1}"], "part of itself"),
-        (["reward=composite", "reward.parts={nonsense: 1}"], "nonsense is no reward"),
+        (["reward=composite", "+reward.parts.graded=1"], "task whose answers are numbers"),
+        (["reward=composite", "+reward.parts.composite=1"], "part of itself"),
+        (["reward=composite", "+reward.parts.nonsense=1"], "nonsense is no reward"),
         (["reward=label_sensitive", "reward.label_model.pairs=no.json"], "no.json: there is no such file"),
         (["task=rte", "task.rationale=generated"], "for the toy tasks"),
         (["task.rationale=no.json"], "there is no such file"),

@@ -454,7 +454,11 @@ class RewardConfig:
     threshold: float | None = option(
         None, "name=mixed: the most that the label's model may add to the reward", since=True
     )
-    parts: dict[str, float] = option({}, "name=composite: reward -> its weight in the sum", since=True)
+    parts: dict[str, float] = option(
+        {},
+        "name=composite: reward -> its weight in the sum, 0 leaves it out; `+reward.parts.graded=1` adds one",
+        since=True,
+    )
     label_model: RewardModelConfig | None = option(
         None,
         "settings of the reward model that judges labels, `reward.label_model.<key>`; it is trained first if no "

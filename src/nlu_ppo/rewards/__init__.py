@@ -86,11 +86,16 @@ def find_reward(name: str) -> Reward:
     return REWARDS[name]
 
 
+def parts_of(config: RewardConfig) -> dict[str, float]:
+    """The rewards that a composite sums up, and their weights; a weight of 0 leaves a reward out."""
+    return {name: weight for name, weight in config.parts.items() if weight}
+
+
 def needed_models(config: RewardConfig, name: str | None = None) -> tuple[str, ...]:
     """Keys of the config that hold the reward models which the reward asks; of a composite, those of its parts."""
     name = name or config.name
     if name == COMPOSITE:
-        names = dict.fromkeys(key for part in config.parts for key in needed_models(config, part))
+        names = dict.fromkeys(key for part in parts_of(config) for key in needed_models(config, part))
         return tuple(names)
     return tuple(getattr(find_reward(name), "models", ()))
 
@@ -123,7 +128,7 @@ def get_reward(config: RewardConfig, task: Task) -> BoundReward:
 def _check(config: RewardConfig, task: Task) -> None:
     names = [config.name]
     if config.name == COMPOSITE:
-        names = list(config.parts)
+        names = list(parts_of(config))
         if not names:
             raise ConfigError("reward.name=composite needs reward.parts, for instance {label_agreement: 1}")
         if COMPOSITE in names:
