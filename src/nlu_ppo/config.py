@@ -167,6 +167,12 @@ class ModelConfig:
     name: str = option(MISSING, "short name, used in folders and tables", key=False)
     path: str = option(MISSING, "hub id or local directory (contents count, not its name); `tiny` is shipped")
     revision: str | None = option(None, "commit or tag on the hub")
+    kind: str = option(
+        "decoder",
+        "a language model that is asked, or an encoder: it reads the task's texts without a prompt and classifies "
+        "with a new head, all of it trained by method=sft",
+        choices=("decoder", "encoder"),
+    )
     adapter: str | None = option(
         None,
         "an adapter folder to start from, merged into the weights (contents count, not its name)",
@@ -566,6 +572,8 @@ def check(config: Config) -> None:
             f"method.init=sft needs the settings of the SFT run, and method={method.name} composes none: put "
             f"`/method@start: sft` into its defaults list"
         )
+    if config.model.kind == "encoder":
+        _check_encoder(config)
     check_task(config.task)
     reading = config.eval
     if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
@@ -574,6 +582,24 @@ def check(config: Config) -> None:
             f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
             f"left out"
         )
+
+
+def _check_encoder(config: Config) -> None:
+    """An encoder writes no text: what needs a text makes no sense with one."""
+    model, asked = config.model.name, config.eval
+    if not isinstance(config.method, SFTConfig):
+        raise ConfigError(
+            f"method={config.method.name} needs a model that writes answers, and model={model} is an encoder, whose "
+            f"new head has to be trained on labels: use method=sft"
+        )
+    for key, given in (
+        ("model.adapter", config.model.adapter is not None),
+        ("eval.decoding=sample", asked.decoding == "sample"),
+        ("eval.max_new_tokens", asked.max_new_tokens is not None),
+        ("eval.perplexity", asked.perplexity is not None),
+    ):
+        if given:
+            raise ConfigError(f"{key} needs a language model, and model={model} is an encoder")
 
 
 def check_ranges(node: Any, prefix: str = "") -> None:

@@ -30,6 +30,7 @@ from nlu_ppo.config import (
     ZeroShotConfig,
     key_fields,
 )
+from nlu_ppo.encoder_checks import check_encoder
 from nlu_ppo.errors import ConfigError, DiskError, FolderBusyError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
@@ -76,7 +77,7 @@ class Run:
             "model": c.model.name,
             "method": c.method.name,
             "reward": c.reward.name if isinstance(c.method, RewardedConfig) else None,
-            "lora": c.lora.name if self.trains else None,
+            "lora": c.lora.name if self.trains and c.model.kind == "decoder" else None,
         }
 
 
@@ -100,6 +101,8 @@ def identity(config: Config) -> dict[str, Any]:
     }
     for name in ("path", "revision"):  # the weights stand for them
         parts["model"].pop(name)
+    encoder = config.model.kind == "encoder"
+    parts["model"].pop("layout" if encoder else "kind")
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
@@ -109,7 +112,10 @@ def identity(config: Config) -> dict[str, Any]:
         parts["also"] = further_identity(further)
     if config.eval.submission:
         parts["submission"] = submission_fingerprint(tasks, config.task)
-    if trains:
+    if encoder:  # it has no prompt, and only one score
+        parts["method"].pop("loss_on", None)
+        parts["eval"] = {k: v for k, v in parts["eval"].items() if k not in ("likelihood", "max_new_tokens")}
+    elif trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if isinstance(method, RewardedConfig):
         parts["reward"] = _reward_identity(config.reward)
@@ -203,6 +209,8 @@ def build_run(config: Config, folder: Path) -> Run:
             raise ConfigError(_no_training_split(task))
         if isinstance(config.method, RewardedConfig):
             get_reward(config.reward, task)
+    if config.model.kind == "encoder":
+        check_encoder(config)
     further_tasks(config)
     return Run(config, run_key(config), folder)
 
@@ -344,7 +352,8 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -
     from nlu_ppo.answering import answer_submission
     from nlu_ppo.inference import perplexity
     from nlu_ppo.methods import METHODS, Part, Setting
-    from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
+    from nlu_ppo.models.classifier import load_classifier
+    from nlu_ppo.models.loading import choose_device, load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
@@ -363,8 +372,12 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -
         if config.eval.submission
         else None
     )
-    lora = config.lora if run.trains else None
-    policy = load_policy(config.model, lora, config.seed, config.device, start)
+    policy: Any
+    if config.model.kind == "encoder":
+        policy = load_classifier(config.model, tasks[0].task, config.seed, choose_device(config.device))
+    else:
+        lora = config.lora if run.trains else None
+        policy = load_policy(config.model, lora, config.seed, config.device, start)
     cache = PromptCache(scratch / "prompts")
     parts, further = (
         tuple(
@@ -373,10 +386,14 @@ def _work(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -
         )
         for group in (tasks, beside)
     )
-    setting = Setting(config, policy, parts, recorder).with_room_for_answers()
-    for part in further:
-        part.leave_room_for_answers(policy, config.eval)
-    reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
+    setting, reading = Setting(config, policy, parts, recorder), None
+    if config.model.kind == "decoder":
+        setting = setting.with_room_for_answers()
+        for part in further:
+            part.leave_room_for_answers(policy, config.eval)
+        reading = perplexity.prepare(
+            policy, config.eval
+        )  # before training: a text may be missing or too short
     stopping.leave_if_requested()
     clock.lap("load")
 

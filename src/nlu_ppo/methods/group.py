@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig as TrlGRPOConfig
 from trl import GRPOTrainer, RLOOTrainer
 from trl import RLOOConfig as TrlRLOOConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from nlu_ppo.config import GRPOConfig, RewardedConfig, RLOOConfig
 from nlu_ppo.inference.decoder import generate
@@ -89,6 +90,7 @@ def _set_reference(trainer: GRPOTrainer | RLOOTrainer, setting: Setting, kl_coef
     if not policy.has_adapter:
         if kl_coef:
             with policy.reference() as frozen:
+                add_fused_lm_head(frozen.model, temperature=trainer.temperature)  # as TRL gives its own
                 trainer.ref_model, trainer.beta = frozen.model, kl_coef
         return
     if kl_coef and policy.pretrained:

@@ -11,9 +11,10 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from nlu_ppo.config import SFTConfig
-from nlu_ppo.methods import trl_bridge
+from nlu_ppo.methods import classify, trl_bridge
 from nlu_ppo.methods.optimization import steps_of
 from nlu_ppo.methods.setting import Setting, TrainingStream, finished
+from nlu_ppo.models.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def fit(setting: Setting) -> Setting:
         Interrupted: a signal has asked the run to end; a checkpoint is written.
         DiskError: there is no room for what training writes.
     """
+    if isinstance(setting.policy, Classifier):
+        return classify.fit(setting)
     method = setting.config.method
     assert isinstance(method, SFTConfig)
     stream = TrainingStream(setting)
