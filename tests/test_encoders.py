@@ -35,6 +35,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token="[MASK]", model_max_length=128,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     torch.manual_seed(0)
     config = BertConfig(
@@ -82,10 +83,26 @@ def test_labels_are_learned(tmp_path: Path, bert: Path) -> None:
     data.write_text("customer review,verdict\n" + "\n".join(rows) + "\n")
     own = ("task=example_csv", f"task.record.files.train={data}", f"task.record.files.validation={data}")
     config = config_of(
-        *SMALL, f"model.path={bert}", *own, f"outputs={tmp_path}", "method.max_steps=30",
-        "method.learning_rate=3e-3",
+        *SMALL, f"model.path={bert}", *own, f"outputs={tmp_path}", "method.max_steps=40", "method.epochs=9",
+        "method.warmup=0.3",
+        "method.learning_rate=1e-3", "task.selection=0",
     )  # fmt: skip
     assert execute(build_run(config, tmp_path / "run"))["score"] == 100.0
+
+
+def test_micro_batches_change_no_loss(tmp_path: Path, bert: Path) -> None:
+    """The trainer would add up their means if one let it."""
+    losses = []
+    for micro in (4, 24):
+        run = run_of(
+            tmp_path / str(micro), *SMALL, f"model.path={bert}", "task=toy_nli", "method.max_steps=2",
+            "task.selection=0", f"method.micro_batch_size={micro}",
+        )  # fmt: skip
+        execute(run)
+        losses.append([line["train/loss"] for line in lines(run.folder / "metrics.jsonl")])
+    # dropout differs; three labels of which the model knows nothing
+    assert losses[0] == pytest.approx([1.1, 1.1], abs=0.15)
+    assert losses[1] == pytest.approx([1.1, 1.1], abs=0.15)
 
 
 def test_numbers_are_learned_and_held_within_the_scale(tmp_path: Path, bert: Path, shared: Path) -> None:

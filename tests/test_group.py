@@ -37,6 +37,7 @@ def test_the_first_step_has_the_gradient_of_the_paper(tmp_path: Path, method: st
     size = 4
     run = run_of(
         tmp_path / "run", f"method={method}", *SMALL, "method.max_steps=1", "method.rollouts=4",
+        "method.micro_batch_size=8",
         f"method.batch_size={size}", "lora.dropout=0.3", "reward.correct=2",
     )  # fmt: skip
     result = execute(run)

@@ -240,6 +240,12 @@ class TrainingConfig(MethodConfig):
     weight_decay: float = option(0.0, "weight decay", low=0)
     epochs: float = option(1.0, "passes over the training examples", low=0)
     max_steps: int | None = option(None, "stop after this many steps, whatever `epochs` says", low=1)
+    order: str = option(
+        "shuffled",
+        "training examples of an epoch at random; or short ones first; or those first on which the model that "
+        "training starts from is surest of the right answer (each is scored once before training)",
+        choices=("shuffled", "length", "confidence"),
+    )
     batch_size: int = option(16, "training examples per step", low=1)
     micro_batch_size: int = option(
         8, "rows per forward pass; changes memory, not the result", low=1, key=False
@@ -597,6 +603,7 @@ def _check_encoder(config: Config) -> None:
         ("eval.decoding=sample", asked.decoding == "sample"),
         ("eval.max_new_tokens", asked.max_new_tokens is not None),
         ("eval.perplexity", asked.perplexity is not None),
+        ("method.order=confidence", config.method.order == "confidence"),
     ):
         if given:
             raise ConfigError(f"{key} needs a language model, and model={model} is an encoder")

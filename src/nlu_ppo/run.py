@@ -112,6 +112,10 @@ def identity(config: Config) -> dict[str, Any]:
         parts["also"] = further_identity(further)
     if config.eval.submission:
         parts["submission"] = submission_fingerprint(tasks, config.task)
+    if (
+        parts["method"].get("order") == "shuffled"
+    ):  # such a run keeps the key that it had before there was a choice
+        parts["method"].pop("order")
     if encoder:  # it has no prompt, and only one score
         parts["method"].pop("loss_on", None)
         parts["eval"] = {k: v for k, v in parts["eval"].items() if k not in ("likelihood", "max_new_tokens")}
@@ -207,6 +211,11 @@ def build_run(config: Config, folder: Path) -> Run:
             check_submission(task)
         if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
             raise ConfigError(_no_training_split(task))
+        if getattr(config.method, "order", None) == "confidence" and not task.lists_answers:
+            raise ConfigError(
+                f"method.order=confidence compares the likelihoods of legal answers, and those of task={task.name} "
+                f"can't be listed: take method.order=length"
+            )
         if isinstance(config.method, RewardedConfig):
             get_reward(config.reward, task)
     if config.model.kind == "encoder":

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from nlu_ppo.config import SFTConfig
-from nlu_ppo.methods import trl_bridge
+from nlu_ppo.methods import curriculum, trl_bridge
 from nlu_ppo.methods.optimization import steps_of
 from nlu_ppo.methods.setting import Setting, TrainingStream, finished
 from nlu_ppo.models.classifier import Classifier
@@ -30,20 +30,28 @@ def fit(setting: Setting) -> Setting:
     method, classifier = setting.config.method, setting.policy
     assert isinstance(method, SFTConfig)
     assert isinstance(classifier, Classifier)
-    stream = TrainingStream(setting)
+    stream = curriculum.training_stream(setting)
     steps = steps_of(method, len(stream))
-    rows = Dataset.from_dict({"number": stream.first_epoch()}).with_transform(_Rows(stream, classifier))
+    numbers = curriculum.numbers_to_pass(method, stream, steps)
+    rows = Dataset.from_dict({"number": numbers}).with_transform(_Rows(stream, classifier))
 
     def build(bridge: TrainerCallback) -> Trainer:
-        return Trainer(
+        trainer = Trainer(
             model=classifier.model,
-            args=TrainingArguments(**trl_bridge.arguments(setting, method, steps, method.batch_size)),
+            args=TrainingArguments(
+                **trl_bridge.arguments(setting, method, steps, method.batch_size),
+                **curriculum.sampling(method),
+            ),
             data_collator=DataCollatorWithPadding(classifier.tokenizer),
             train_dataset=rows,
             processing_class=classifier.tokenizer,
             optimizers=trl_bridge.optimizers(setting, method, steps),
             callbacks=[bridge],
         )
+        # The model takes what a summed loss would need and averages all the same: without this the trainer would add
+        # up micro-batches' means.
+        trainer.model_accepts_loss_kwargs = False
+        return trainer
 
     trl_bridge.fit(setting, method, steps, build, NAMES)
     return finished(setting, steps * method.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")  # examples, or what stands for them
@@ -60,11 +60,3 @@ def _stretch(examples: Sequence[T], count: int, seed: int, number: int) -> list[
         first = max(start - turn * len(examples), 0)
         found += order[first : start + count - turn * len(examples)]
     return found
-
-
-def epochs(parts: Sequence[Sequence[T]], mixing: str, temperature: float, seed: int) -> Iterator[T]:
-    """Endless epochs; the whole order follows from the seed."""
-    number = 0
-    while True:
-        yield from epoch(parts, mixing, temperature, seed, number)
-        number += 1

@@ -6,7 +6,7 @@ import contextlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -119,17 +119,28 @@ class TrainingStream:
         self._prompts: list[_Prepared] = []
         task = setting.config.task
         self._mixing = (task.mixing, task.mixing_temperature, setting.config.seed)
+        self._difficulty: Sequence[float] | None = None
+
+    def easy_first(self, difficulty: Sequence[float]) -> None:
+        """Every epoch comes in ascending order of `difficulty` (by number); equal ones stay shuffled."""
+        assert len(difficulty) == len(self)
+        self._difficulty = difficulty
 
     def __len__(self) -> int:
         """Examples in one epoch."""
         return self._starts[-1]
 
     def first_epoch(self) -> list[int]:
-        return mixing.epoch(self._numbers, *self._mixing, number=0)
+        return self._epoch(0)
 
     def __iter__(self) -> Iterator[int]:
         """Endless epochs, each in its own order."""
-        return mixing.epochs(self._numbers, *self._mixing)
+        for number in count():
+            yield from self._epoch(number)
+
+    def _epoch(self, number: int) -> list[int]:
+        numbers = mixing.epoch(self._numbers, *self._mixing, number=number)
+        return numbers if self._difficulty is None else sorted(numbers, key=self._difficulty.__getitem__)
 
     def part(self, number: int) -> Part:
         """The task that an example belongs to."""

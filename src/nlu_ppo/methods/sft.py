@@ -11,7 +11,7 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from nlu_ppo.config import SFTConfig
-from nlu_ppo.methods import classify, trl_bridge
+from nlu_ppo.methods import classify, curriculum, trl_bridge
 from nlu_ppo.methods.optimization import steps_of
 from nlu_ppo.methods.setting import Setting, TrainingStream, finished
 from nlu_ppo.models.classifier import Classifier
@@ -39,16 +39,17 @@ def fit(setting: Setting) -> Setting:
         return classify.fit(setting)
     method = setting.config.method
     assert isinstance(method, SFTConfig)
-    stream = TrainingStream(setting)
+    stream = curriculum.training_stream(setting)
     steps = steps_of(method, len(stream))
     trl_bridge.need_padding(setting.policy.tokenizer, "SFT")
-    rows = tokenized(setting, stream, method.loss_on)
+    rows = tokenized(setting, stream, method.loss_on, curriculum.numbers_to_pass(method, stream, steps))
 
     def build(bridge: TrainerCallback) -> SFTTrainer:
         return SFTTrainer(
             model=setting.policy.model,
             args=TrlConfig(
                 **trl_bridge.arguments(setting, method, steps, method.batch_size),
+                **curriculum.sampling(method),
                 max_length=None,  # prompts already fit the context
                 dataset_kwargs={"skip_prepare_dataset": True},  # rows are what the collator takes
             ),
@@ -62,12 +63,17 @@ def fit(setting: Setting) -> Setting:
     return finished(setting, steps * method.batch_size)
 
 
-def tokenized(setting: Setting, stream: TrainingStream, loss_on: str) -> Dataset:
+def tokenized(
+    setting: Setting, stream: TrainingStream, loss_on: str, numbers: Sequence[int] | None = None
+) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt, completion, end of sequence; made when they are asked for.
 
     The loss counts the completion and the end of sequence, or (`all`) the prompt as well.
+
+    Args:
+        numbers: of the examples; `None` takes the first epoch.
     """
-    numbers = stream.first_epoch()
+    numbers = stream.first_epoch() if numbers is None else numbers
     stream.prepare(numbers)
     stream.learn_answers()
     if stream.shortened:

@@ -5,8 +5,10 @@ It stands where a run has its policy, and offers what training, selection and ev
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +101,18 @@ class Classifier:
         return list(logits.argmax(-1).tolist())
 
 
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' warning that the head is new, as it has to be; what else is missing we check."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def load_classifier(model: ModelConfig, task: Task, seed: int, device: torch.device) -> Classifier:
     """Loads an encoder and its tokenizer, and puts a new head on it.
 
@@ -115,17 +129,25 @@ def load_classifier(model: ModelConfig, task: Task, seed: int, device: torch.dev
     torch.manual_seed(seed)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, **common)
-        found: Any = AutoModelForSequenceClassification.from_pretrained(
-            where,
-            num_labels=1 if regress else len(task.labels),
-            problem_type="regression" if regress else "single_label_classification",
-            dtype=dtype,
-            attn_implementation=model.attention,
-            use_safetensors=True,
-            **common,
-        )
+        with _without_report():
+            found, loaded = AutoModelForSequenceClassification.from_pretrained(
+                where,
+                output_loading_info=True,
+                num_labels=1 if regress else len(task.labels),
+                problem_type="regression" if regress else "single_label_classification",
+                dtype=dtype,
+                attn_implementation=model.attention,
+                use_safetensors=True,
+                **common,
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path={model.path}: {error}") from error
+    prefix = f"{found.base_model_prefix}."
+    lacking = sorted(n for n in loaded["missing_keys"] if n.startswith(prefix) and ".pooler." not in n)
+    if lacking:
+        raise ModelError(
+            f"model.path={model.path}: its files lack {len(lacking)} weights, first {lacking[0]}"
+        )
     if tokenizer.pad_token_id is None or tokenizer.sep_token is None:
         raise ModelError(
             f"model.path={model.path}: its tokenizer has no padding or no separating token, as encoders' have: "
