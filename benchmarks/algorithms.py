@@ -9,6 +9,7 @@ slice), the seconds of the whole fit, and the process's peak memory.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -69,7 +70,7 @@ def run(task: str, method: str, asked: argparse.Namespace, outputs: Path) -> dic
 def seconds_per_step(lines: list[dict[str, Any]]) -> float:
     """Median time between the logs of two steps, where no scoring of the selection slice lies between them."""
     found = []
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in itertools.pairwise(lines):
         both = "train/learning_rate" in before and "train/learning_rate" in after
         if both and after["step"] == before["step"] + 1:
             found.append(after["seconds"] - before["seconds"])

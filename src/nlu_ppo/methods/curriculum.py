@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 from nlu_ppo.config import TrainingConfig
 from nlu_ppo.inference.decoder import score_answers
@@ -34,7 +35,7 @@ def numbers_to_pass(method: TrainingConfig, stream: TrainingStream, steps: int) 
     return list(islice(stream, steps * method.batch_size))
 
 
-def sampling(method: TrainingConfig) -> dict[str, str]:
+def sampling(method: TrainingConfig) -> dict[str, Any]:
     """The argument of transformers' trainers that goes with `numbers_to_pass`."""
     return {} if method.order == "shuffled" else {"train_sampling_strategy": "sequential"}
 
