@@ -37,6 +37,7 @@ def test_the_first_step_has_the_gradient_of_the_paper(tmp_path: Path, method: st
     size = 4
     run = run_of(
         tmp_path / "run", f"method={method}", *SMALL, "method.max_steps=1", "method.rollouts=4",
+        "method.micro_batch_size=8",
         f"method.batch_size={size}", "lora.dropout=0.3", "reward.correct=2",
     )  # fmt: skip
     result = execute(run)
@@ -102,3 +103,18 @@ def test_the_saved_adapter_is_the_policy_and_nothing_else(tmp_path: Path, model_
     assert not any(path.is_dir() for path in (run.folder / "adapter").iterdir())
     names = load_file(run.folder / "adapter" / "adapter_model.safetensors").keys()
     assert not any(".ref." in name for name in names)
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_both_run_on_the_benchmark_s_own_files(
+    tmp_path: Path, model_dir: Path, shared: Path, method: str
+) -> None:
+    run = run_of(
+        tmp_path / "run", f"method={method}", *SMALL, "task=sst2", "task.source=raw",
+        f"task.data_dir={shared / 'data'}", "method.max_steps=2", "model=local", f"model.path={model_dir}",
+    )  # fmt: skip
+    assert execute(run)["n"] == 6
+    assert [line["examples"] for line in logged(run.folder)] == [
+        step * run.config.method.batch_size  # type: ignore[attr-defined]
+        for step in (1, 2)
+    ]

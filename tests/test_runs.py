@@ -81,7 +81,9 @@ def test_every_method_writes_a_whole_run_folder(
         base = AutoModelForCausalLM.from_pretrained(model_dir)
         adapted = PeftModel.from_pretrained(base, str(folder / "adapter"))
         saved = load_file(folder / "adapter" / "adapter_model.safetensors")
-        assert any("lora_B" in name and tensor.abs().sum() > 0 for name, tensor in saved.items())
+        moved = any("lora_B" in name and tensor.abs().sum() > 0 for name, tensor in saved.items())
+        # this model gives no legal answer, and of rewards that are all alike a group learns nothing
+        assert moved == (method in ("sft", "ppo"))
         assert adapted.peft_config["default"].r == 16
         assert (folder / "learning_curve.png").stat().st_size > 5000
 

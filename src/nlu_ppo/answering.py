@@ -8,6 +8,7 @@ from dataclasses import replace
 from nlu_ppo.config import EvalConfig
 from nlu_ppo.evaluation import answer, longest_answer
 from nlu_ppo.methods.setting import Setting
+from nlu_ppo.models.classifier import Classifier
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import Example
@@ -34,7 +35,9 @@ def answer_submission(
     for test in submission.sets:
         part = parts[test.task.name]
         name = " and ".join(file.name for file in test.files)
-        fitting = _within_context(policy, part.prompter, test.examples, config.eval)
+        fitting = config.eval
+        if not isinstance(policy, Classifier):
+            fitting = _within_context(policy, part.prompter, test.examples, config.eval)
         labels = answer(policy, part.prompter, test.examples, fitting, config.seed, progress=name).labels
         judged = judge(part.task, test.examples, labels)
         legal = fall_back(judged.task, judged.examples, judged.answers, part.data.train_labels)

@@ -181,6 +181,12 @@ class ModelConfig:
     name: str = option(MISSING, "short name, used in folders and tables", key=False)
     path: str = option(MISSING, "hub id or local directory (contents count, not its name); `tiny` is shipped")
     revision: str | None = option(None, "commit or tag on the hub")
+    kind: str = option(
+        "decoder",
+        "a language model that is asked, or an encoder: it reads the task's texts without a prompt and classifies "
+        "with a new head, all of it trained by method=sft",
+        choices=("decoder", "encoder"),
+    )
     adapter: str | None = option(
         None,
         "an adapter folder to start from, merged into the weights (contents count, not its name)",
@@ -248,6 +254,14 @@ class TrainingConfig(MethodConfig):
     weight_decay: float = option(0.0, "weight decay", low=0)
     epochs: float = option(1.0, "passes over the training examples", low=0)
     max_steps: int | None = option(None, "stop after this many steps, whatever `epochs` says", low=1)
+    order: str = option(
+        "shuffled",
+        "training examples of an epoch at random; or the shortest, or the longest texts first; or those first on "
+        "which the model that training starts from is surest of the right answer (each is scored once before "
+        "training)",
+        choices=("shuffled", "short_first", "long_first", "confidence"),
+        since=True,
+    )
     batch_size: int = option(16, "training examples per step", low=1)
     micro_batch_size: int = option(
         8, "rows per forward pass; changes memory, not the result", low=1, key=False
@@ -298,6 +312,7 @@ class RewardedConfig(TrainingConfig):
         "start from the base model, or from the SFT run of the same task, model, adapter and seed, which is "
         "trained first if it isn't there; the KL reference is what training starts from",
         choices=("none", "sft"),
+        since=True,
     )
     start: SFTConfig | None = option(
         None,
@@ -311,13 +326,6 @@ class RewardedConfig(TrainingConfig):
 class PPOConfig(RewardedConfig):
     """Proximal policy optimisation on the completion's tokens; defaults of paper A (its released code)."""
 
-    order: str = option(
-        "shuffled",
-        "training examples in random order, or each epoch from the shortest to the longest text, or from the "
-        "longest to the shortest",
-        choices=("shuffled", "short_first", "long_first"),
-        since=True,
-    )
     minibatch_size: int = option(16, "rows per optimizer step", low=1)
     ppo_epochs: int = option(4, "passes over each batch of rollouts", low=1)
     target_kl: float | None = option(
@@ -674,6 +682,8 @@ def check(config: Config) -> None:
             f"method.init=sft needs the settings of the SFT run, and method={method.name} composes none: put "
             f"`/method@start: sft` into its defaults list"
         )
+    if config.model.kind == "encoder":
+        _check_encoder(config)
     check_task(config.task)
     reading = config.eval
     if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
@@ -682,6 +692,25 @@ def check(config: Config) -> None:
             f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
             f"left out"
         )
+
+
+def _check_encoder(config: Config) -> None:
+    """An encoder writes no text: what needs a text makes no sense with one."""
+    model, asked = config.model.name, config.eval
+    if not isinstance(config.method, SFTConfig):
+        raise ConfigError(
+            f"method={config.method.name} needs a model that writes answers, and model={model} is an encoder, whose "
+            f"new head has to be trained on labels: use method=sft"
+        )
+    for key, given in (
+        ("model.adapter", config.model.adapter is not None),
+        ("eval.decoding=sample", asked.decoding == "sample"),
+        ("eval.max_new_tokens", asked.max_new_tokens is not None),
+        ("eval.perplexity", asked.perplexity is not None),
+        ("method.order=confidence", config.method.order == "confidence"),
+    ):
+        if given:
+            raise ConfigError(f"{key} needs a language model, and model={model} is an encoder")
 
 
 def check_ranges(node: Any, prefix: str = "") -> None:

@@ -12,6 +12,7 @@ import torch
 
 from nlu_ppo.config import EvalConfig
 from nlu_ppo.inference.decoder import generate, score_answers
+from nlu_ppo.models.classifier import Classifier
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompt_cache import count_shortened, token_ids
 from nlu_ppo.prompting import Prompt, Prompter
@@ -83,7 +84,7 @@ class Answers:
 
 
 def answer(
-    policy: Policy,
+    policy: Policy | Classifier,
     prompter: Prompter,
     examples: Sequence[Example],
     config: EvalConfig,
@@ -91,6 +92,8 @@ def answer(
     progress: str | None = None,
 ) -> Answers:
     """Answers every example; needs no gold labels."""
+    if isinstance(policy, Classifier):
+        return Answers(*policy.answer(prompter.task, examples, config.batch_size, progress))
     prompts = prompter.prepare(examples)
     completions = generate(
         policy,
@@ -123,7 +126,7 @@ def _as_published(
 
 
 def evaluate(
-    policy: Policy,
+    policy: Policy | Classifier,
     prompter: Prompter,
     examples: Sequence[Example],
     config: EvalConfig,
@@ -136,7 +139,7 @@ def evaluate(
     judged = judge(task, examples, found.labels)
     metrics = _metrics(judged)
     likely = None
-    if config.likelihood and task.lists_answers:
+    if config.likelihood and task.lists_answers and not isinstance(policy, Classifier):
         labels, strengths = _most_likely(
             policy, prompter, examples, token_ids(found.prompts), config, progress
         )

@@ -32,6 +32,7 @@ from nlu_ppo.config import (
     ZeroShotConfig,
     key_fields,
 )
+from nlu_ppo.encoder_checks import check_encoder
 from nlu_ppo.errors import ConfigError, DiskError, FolderBusyError, RunFolderError
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
@@ -86,7 +87,7 @@ class Run:
             "model": c.model.name,
             "method": c.method.name,
             "reward": c.reward.name if isinstance(c.method, RewardedConfig) else None,
-            "lora": c.lora.name if self.trains else None,
+            "lora": c.lora.name if self.trains and c.model.kind == "decoder" else None,
         }
 
 
@@ -110,6 +111,8 @@ def identity(config: Config) -> dict[str, Any]:
     }
     for name in ("path", "revision"):  # the weights stand for them
         parts["model"].pop(name)
+    encoder = config.model.kind == "encoder"
+    parts["model"].pop("layout" if encoder else "kind")
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
@@ -119,7 +122,10 @@ def identity(config: Config) -> dict[str, Any]:
         parts["also"] = further_identity(further)
     if config.eval.submission:
         parts["submission"] = submission_fingerprint(tasks, config.task)
-    if trains:
+    if encoder:  # it has no prompt, and only one score
+        parts["method"].pop("loss_on", None)
+        parts["eval"] = {k: v for k, v in parts["eval"].items() if k not in ("likelihood", "max_new_tokens")}
+    elif trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if config.task.rationale is not None:
         parts["rationale"] = _file_identity(config.task.rationale)
@@ -136,8 +142,6 @@ def identity(config: Config) -> dict[str, Any]:
             if getattr(config.reward, name) is not None:
                 parts["reward"][name] = run_key(reward_model_config(config, name))
         parts["method"] = {k: v for k, v in parts["method"].items() if not k.startswith("start.")}
-        if method.init == "none":  # such a run keeps the key that it had before there was a choice
-            parts["method"].pop("init")
         start = start_config(config)
         if start is not None:
             parts["start"] = run_key(start)
@@ -242,6 +246,11 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             check_submission(task)
         if not isinstance(config.method, ZeroShotConfig) and not task.trainable:
             raise ConfigError(_no_training_split(task))
+        if getattr(config.method, "order", None) == "confidence" and not task.lists_answers:
+            raise ConfigError(
+                f"method.order=confidence compares the likelihoods of legal answers, and those of task={task.name} "
+                f"can't be listed: take method.order=short_first"
+            )
         if isinstance(config.method, RewardedConfig):
             get_reward(config.reward, task)
             for name in needed_models(config.reward):
@@ -253,6 +262,8 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             _check_rationale(config, task)
         if isinstance(config.method, SFTConfig):
             check_answer_words(config.method, task)
+    if config.model.kind == "encoder":
+        check_encoder(config)
     if config.eval.scoring == "as_published":
         for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):
             check_published(task)
@@ -481,7 +492,8 @@ def _work(
     from nlu_ppo.answering import answer_submission
     from nlu_ppo.inference import perplexity
     from nlu_ppo.methods import METHODS, Part, Setting
-    from nlu_ppo.models.loading import load_policy, peak_memory_bytes, save_adapter
+    from nlu_ppo.models.classifier import load_classifier
+    from nlu_ppo.models.loading import choose_device, load_policy, peak_memory_bytes, save_adapter
     from nlu_ppo.progress import quiet_libraries
     from nlu_ppo.prompt_cache import PromptCache
     from nlu_ppo.prompting import Prompter
@@ -503,8 +515,12 @@ def _work(
         if config.eval.submission
         else None
     )
-    lora = config.lora if run.trains else None
-    policy = load_policy(config.model, lora, config.seed, config.device, start)
+    policy: Any
+    if config.model.kind == "encoder":
+        policy = load_classifier(config.model, tasks[0].task, config.seed, choose_device(config.device))
+    else:
+        lora = config.lora if run.trains else None
+        policy = load_policy(config.model, lora, config.seed, config.device, start)
     cache = PromptCache(scratch / "prompts")
     parts, further = (
         tuple(
@@ -525,20 +541,23 @@ def _work(
     )
     if config.task.rationale:
         policy.closing = CLOSE_ANALYSIS
-    setting = Setting(config, policy, parts, recorder).with_room_for_answers()
+    setting, reading = Setting(config, policy, parts, recorder), None
+    if config.model.kind == "decoder":
+        setting = setting.with_room_for_answers()
+        for part in further:
+            part.leave_room_for_answers(policy, config.eval)
+        # before training: a text may be missing or too short
+        reading = perplexity.prepare(policy, config.eval)
     if judges:
         from nlu_ppo.reward_runs import scorers
 
         setting = dataclasses.replace(setting, scorers=scorers(config, parts, judges))
-    for part in further:
-        part.leave_room_for_answers(policy, config.eval)
     folder.update_record(
         {
             "datasets": describe_data(config, folder.read_json("run.json")["identity"], tasks, beside),
             "serving": served(setting) if run.trains else None,
         }
     )
-    reading = perplexity.prepare(policy, config.eval)  # before training: a text may be missing or too short
     stopping.leave_if_requested()
     clock.lap("load")
 

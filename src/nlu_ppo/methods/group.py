@@ -18,10 +18,12 @@ from transformers import TrainerCallback
 from trl import GRPOConfig as TrlGRPOConfig
 from trl import GRPOTrainer, RLOOTrainer
 from trl import RLOOConfig as TrlRLOOConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from nlu_ppo.config import GRPOConfig, RewardedConfig, RLOOConfig
 from nlu_ppo.inference.decoder import generate
 from nlu_ppo.methods import trl_bridge
+from nlu_ppo.methods.curriculum import training_stream
 from nlu_ppo.methods.judging import judge_by
 from nlu_ppo.methods.optimization import steps_of
 from nlu_ppo.methods.setting import Setting, TrainingStream, finished
@@ -38,7 +40,7 @@ def fit(setting: Setting) -> Setting:
     """
     method = setting.config.method
     assert isinstance(method, (GRPOConfig, RLOOConfig))
-    stream = TrainingStream(setting)
+    stream = training_stream(setting)
     steps = steps_of(method, len(stream))
     numbers = list(itertools.islice(stream, steps * method.batch_size))
     stream.prepare(numbers)
@@ -46,7 +48,8 @@ def fit(setting: Setting) -> Setting:
     setting.policy.freeze_reference()
 
     def build(bridge: TrainerCallback) -> GRPOTrainer | RLOOTrainer:
-        trainer = (_GRPO if isinstance(method, GRPOConfig) else _RLOO)(
+        kind: Any = _GRPO if isinstance(method, GRPOConfig) else _RLOO
+        trainer = kind(
             model=setting.policy.model,
             reward_funcs=_Rewards(setting, stream),
             args=_arguments(setting, method, steps),
@@ -89,6 +92,7 @@ def _set_reference(trainer: GRPOTrainer | RLOOTrainer, setting: Setting, kl_coef
     if not policy.has_adapter:
         if kl_coef:
             with policy.reference() as frozen:
+                add_fused_lm_head(frozen.model, temperature=trainer.temperature)  # as TRL gives its own
                 trainer.ref_model, trainer.beta = frozen.model, kl_coef
         return
     if kl_coef and policy.pretrained:

@@ -12,9 +12,10 @@ import torch
 
 from nlu_ppo import stopping
 from nlu_ppo.config import PPOConfig
+from nlu_ppo.methods.curriculum import training_stream
 from nlu_ppo.methods.judging import judge_by
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
-from nlu_ppo.methods.setting import Selector, Setting, TrainingStream, finished
+from nlu_ppo.methods.setting import Selector, Setting, finished
 from nlu_ppo.ppo import checkpoint
 from nlu_ppo.ppo.maths import KLController, RewardScaler, RunningMoments
 from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
@@ -47,7 +48,7 @@ class PPOTrainer:
         method = setting.config.method
         assert isinstance(method, PPOConfig)
         self.setting, self.config, self.policy = setting, method, setting.policy
-        self.stream = TrainingStream(setting)
+        self.stream = training_stream(setting)
         self.steps = steps_of(method, len(self.stream))
         # only what the run comes to see
         self.stream.prepare(itertools.islice(self.stream, self.steps * method.batch_size))

@@ -6,7 +6,7 @@ import contextlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, count, pairwise
+from itertools import accumulate, count, pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -124,29 +124,28 @@ class TrainingStream:
         self._prompts: list[_Prepared] = []
         task = setting.config.task
         self._mixing = (task.mixing, task.mixing_temperature, setting.config.seed)
-        self._order = getattr(setting.config.method, "order", "shuffled")
+        self._difficulty: Sequence[float] | None = None
+
+    def in_order_of(self, difficulty: Sequence[float]) -> None:
+        """Every epoch comes in ascending order of `difficulty` (by number); equal ones stay shuffled."""
+        assert len(difficulty) == len(self)
+        self._difficulty = difficulty
 
     def __len__(self) -> int:
         """Examples in one epoch."""
         return self._starts[-1]
 
     def first_epoch(self) -> list[int]:
-        return mixing.epoch(self._numbers, *self._mixing, number=0)
+        return self._epoch(0)
 
     def __iter__(self) -> Iterator[int]:
         """Endless epochs, each in its own order."""
-        endless = (mixing.epoch(self._numbers, *self._mixing, number=number) for number in count())
-        return chain.from_iterable(map(self._in_order, endless))
+        for number in count():
+            yield from self._epoch(number)
 
-    def _in_order(self, numbers: list[int]) -> list[int]:
-        """By the length of the examples' texts, if the method asks for it; equals keep their random order."""
-        if self._order == "shuffled":
-            return numbers
-        return sorted(numbers, key=self._length, reverse=self._order == "long_first")
-
-    def _length(self, number: int) -> int:
-        """Characters of an example's texts: what makes the prompts of one task longer or shorter."""
-        return sum(map(len, self.example(number).fields.values()))
+    def _epoch(self, number: int) -> list[int]:
+        numbers = mixing.epoch(self._numbers, *self._mixing, number=number)
+        return numbers if self._difficulty is None else sorted(numbers, key=self._difficulty.__getitem__)
 
     def part(self, number: int) -> Part:
         """The task that an example belongs to."""

@@ -11,9 +11,10 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from nlu_ppo.config import SFTConfig
-from nlu_ppo.methods import trl_bridge
+from nlu_ppo.methods import classify, curriculum, trl_bridge
 from nlu_ppo.methods.optimization import steps_of
 from nlu_ppo.methods.setting import Setting, TrainingStream, finished
+from nlu_ppo.models.classifier import Classifier
 from nlu_ppo.tasks.rationales import with_analysis
 from nlu_ppo.tasks.record import Label
 
@@ -36,18 +37,22 @@ def fit(setting: Setting) -> Setting:
         Interrupted: a signal has asked the run to end; a checkpoint is written.
         DiskError: there is no room for what training writes.
     """
+    if isinstance(setting.policy, Classifier):
+        return classify.fit(setting)
     method = setting.config.method
     assert isinstance(method, SFTConfig)
-    stream = TrainingStream(setting)
+    stream = curriculum.training_stream(setting)
     steps = steps_of(method, len(stream))
     trl_bridge.need_padding(setting.policy.tokenizer, "SFT")
-    rows = tokenized(setting, stream, method.loss_on, method.answer_words)
+    numbers = curriculum.numbers_to_pass(method, stream, steps)
+    rows = tokenized(setting, stream, method.loss_on, method.answer_words, numbers)
 
     def build(bridge: TrainerCallback) -> SFTTrainer:
         return SFTTrainer(
             model=setting.policy.model,
             args=TrlConfig(
                 **trl_bridge.arguments(setting, method, steps, method.batch_size),
+                **curriculum.sampling(method),
                 max_length=None,  # prompts already fit the context
                 dataset_kwargs={"skip_prepare_dataset": True},  # rows are what the collator takes
             ),
@@ -62,7 +67,11 @@ def fit(setting: Setting) -> Setting:
 
 
 def tokenized(
-    setting: Setting, stream: TrainingStream, loss_on: str, words: Mapping[str, str] | None = None
+    setting: Setting,
+    stream: TrainingStream,
+    loss_on: str,
+    words: Mapping[str, str] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Dataset:
     """Rows of `input_ids` and `labels`: prompt, completion, end of sequence; made when they are asked for.
 
@@ -70,8 +79,9 @@ def tokenized(
 
     Args:
         words: label -> what is to be answered in place of the task's own word (`method.answer_words`).
+        numbers: of the examples; `None` takes the first epoch.
     """
-    numbers = stream.first_epoch()
+    numbers = stream.first_epoch() if numbers is None else numbers
     stream.prepare(numbers)
     stream.learn_answers()
     if stream.shortened:

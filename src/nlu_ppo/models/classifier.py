@@ -1,0 +1,163 @@
+"""An encoder (BERT, DeBERTa) with a new head: it reads a task's texts without a prompt, and picks a label.
+
+It stands where a run has its policy, and offers what training, selection and evaluation ask of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from nlu_ppo.config import ModelConfig
+from nlu_ppo.errors import ModelError
+from nlu_ppo.models.locate import resolve_path
+from nlu_ppo.progress import bar
+from nlu_ppo.prompting import Prompt
+from nlu_ppo.tasks.record import Example, Kind, Label, Task
+
+
+class Classifier:
+    """A sequence classification model, for the labels of one task; of a task in numbers it gives a number."""
+
+    def __init__(self, model: Any, tokenizer: Any, context_length: int, task: Task) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.task = task
+        self.device: torch.device = next(model.parameters()).device
+
+    # -- weights ------------------------------------------------------------------------------------------
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters that training moves: all."""
+        return list(self.model.named_parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all weights, on the CPU."""
+        return {n: p.detach().to("cpu", copy=True) for n, p in self.trainable()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trainable():
+                parameter.copy_(state[name])
+
+    # -- texts --------------------------------------------------------------------------------------------
+
+    def read(self, task: Task, example: Example) -> tuple[str, str | None]:
+        """The texts that the model reads as its first and second segment.
+
+        They are the task's fields in the order of its template. Of more than two, all but the first make up the
+        second segment, with the tokenizer's own separator between them.
+        """
+        names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(task.template) if name)
+        first, *rest = (example.fields[name] for name in names)
+        return first, f" {self.tokenizer.sep_token} ".join(rest) if rest else None
+
+    def encode(self, task: Task, example: Example) -> tuple[dict[str, list[int]], bool]:
+        """What the model takes (`input_ids` and so on), and whether its longer segment was cut to fit."""
+        segments = self.read(task, example)
+        whole = self.tokenizer(*segments, verbose=False)
+        if len(whole["input_ids"]) <= self.context_length:
+            return dict(whole), False
+        return dict(self.tokenizer(*segments, truncation=True, max_length=self.context_length)), True
+
+    # -- answers ------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def answer(
+        self, task: Task, examples: Sequence[Example], batch_size: int, progress: str | None = None
+    ) -> tuple[list[Prompt], list[str], list[Label | None]]:
+        """What was read of every example, and the answer as a text and as a label."""
+        prompts, labels = [], []
+        with bar(
+            total=len(examples), desc=progress, unit="ex", disable=progress is None, leave=False
+        ) as shown:
+            for start in range(0, len(examples), batch_size):
+                rows = []
+                for example in examples[start : start + batch_size]:
+                    row, shortened = self.encode(task, example)
+                    text = "\n".join(part for part in self.read(task, example) if part is not None)
+                    prompts.append(Prompt(text, tuple(row["input_ids"]), shortened))
+                    rows.append(row)
+                batch = self.tokenizer.pad(rows, return_tensors="pt").to(self.device)
+                labels += self._labels(self.model(**batch).logits.float())
+                shown.update(len(rows))
+        texts = [
+            f"{label:.4f}" if task.kind is Kind.REGRESS else task.verbalize(label)  # type: ignore[arg-type]
+            for label in labels
+        ]
+        return prompts, texts, labels
+
+    def _labels(self, logits: Tensor) -> list[Label | None]:
+        if self.task.kind is Kind.REGRESS:
+            return list(logits.squeeze(-1).clamp(self.task.low, self.task.high).tolist())
+        return list(logits.argmax(-1).tolist())
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' warning that the head is new, as it has to be; what else is missing we check."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def load_classifier(model: ModelConfig, task: Task, seed: int, device: torch.device) -> Classifier:
+    """Loads an encoder and its tokenizer, and puts a new head on it.
+
+    Args:
+        seed: of the head's first weights.
+
+    Raises:
+        ModelError: the model can't be found or read, or it has no padding token.
+    """
+    where = resolve_path(model.path)
+    dtype = {"auto": torch.float32}.get(model.dtype) or getattr(torch, model.dtype)
+    common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    regress = task.kind is Kind.REGRESS
+    torch.manual_seed(seed)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(where, **common)
+        with _without_report():
+            found, loaded = AutoModelForSequenceClassification.from_pretrained(
+                where,
+                output_loading_info=True,
+                num_labels=1 if regress else len(task.labels),
+                problem_type="regression" if regress else "single_label_classification",
+                dtype=dtype,
+                attn_implementation=model.attention,
+                use_safetensors=True,
+                **common,
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={model.path}: {error}") from error
+    prefix = f"{found.base_model_prefix}."
+    lacking = sorted(n for n in loaded["missing_keys"] if n.startswith(prefix) and ".pooler." not in n)
+    if lacking:
+        raise ModelError(
+            f"model.path={model.path}: its files lack {len(lacking)} weights, first {lacking[0]}"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.sep_token is None:
+        raise ModelError(
+            f"model.path={model.path}: its tokenizer has no padding or no separating token, as encoders' have: "
+            f"model.kind=decoder?"
+        )
+    if not regress:
+        found.config.id2label = dict(enumerate(task.labels))
+        found.config.label2id = {label: i for i, label in enumerate(task.labels)}
+    known = getattr(found.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    fits = min(known, tokenizer.model_max_length)
+    if model.context_length and model.context_length > fits:
+        raise ModelError(f"model.context_length={model.context_length} is more than the model's {fits}")
+    return Classifier(found.to(device).eval(), tokenizer, model.context_length or int(fits), task)
