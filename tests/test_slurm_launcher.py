@@ -120,7 +120,7 @@ def test_jobs_that_die_are_named_and_those_that_are_interrupted_go_on(
     assert state == "RUNNING"
     # what Slurm sends ahead of a time limit, or to one that has to make room
     subprocess.run(["scancel", "--signal=USR2", job], env=slurm, check=True)
-    wait_until(lambda: (folder / "run.log").read_text().count("\ninterrupted: ") == 2)
+    wait_until(lambda: (folder / "run.log").read_text().count("interrupted: the same sweep") == 2)
 
     process = start("lasts", "kills", "vanishes")
     read_until(process, "1 of them are jobs of Slurm already")
