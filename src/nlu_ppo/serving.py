@@ -183,8 +183,8 @@ def _named(task: Task, label: Label | None) -> Any:
 def _example(part: _Part, number: int, row: Mapping[Any, Any]) -> Example:
     for slot in part.slots:
         value = row.get(slot)
-        wanted = "list" if slot in part.lists else "text"
-        if not isinstance(value, str if wanted == "text" else Sequence | np.ndarray):
+        wanted, kinds = ("list", (list, tuple, np.ndarray)) if slot in part.lists else ("text", (str,))
+        if not isinstance(value, kinds):
             raise DataError(f"row {number}: the column {slot!r} holds {value!r} where a {wanted} is due")
     texts: dict[str, Any] = {
         slot: list(row[slot]) if slot in part.lists else row[slot] for slot in part.slots
