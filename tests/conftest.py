@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 
 # Workers share the cores (pytest -n): threads that wait for each other would cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,4 +28,23 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = random_policy("llama", lora=False, spread=0.05)
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: to copy it takes no time, to migrate a new one takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, migrated: Path) -> Path:
+    """A folder for runs whose MLflow database is there already."""
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    shutil.copy(migrated, folder / "mlflow.db")
     return folder

@@ -51,7 +51,7 @@ def moment(kind: str, attempt: Attempt, chance: random.Random, seconds: float) -
         return lambda: last_step(folder) > skipped and writes_checkpoint(folder)
     if kind == "results":
         return lambda: writes_results(folder)
-    at = attempt.began + chance.uniform(0.0, seconds)
+    at = attempt.began + chance.uniform(0.0, 0.8 * seconds)
     return lambda: time.monotonic() >= at
 
 
@@ -62,10 +62,11 @@ def trial(
     every = chance.randint(1, 5)
     arguments = (*COMMON, *VARIANTS[name], f"method.checkpoint_every={every}")
     wrong, story, expected = [], [], []
+    log = folder.with_name(folder.name + ".log")
     for kind in kinds:
         number = signal.SIGKILL if kind != "asked" else chance.choice(ASKING)
+        before = len(log.read_text()) if log.exists() else 0
         attempt = start(folder, *arguments)
-        before = attempt.log.stat().st_size if attempt.log.exists() else 0
         when = moment(kind if kind != "asked" else chance.choice(("step", "time")), attempt, chance, seconds)
         alive = attempt.wait_until(when)
         if alive:
@@ -78,7 +79,7 @@ def trial(
             wrong.append(f"exit code {code} after {number.name}")
         if at > 0 and good < (at - 1) // every * every:
             wrong.append(f"killed after step {at}, and the newest good checkpoint is of step {good}")
-        trained = "the run writes a checkpoint" in attempt.log.read_text()[before:]
+        trained = "the run writes a checkpoint" in log.read_text()[before:]
         if code == 128 + number and trained and at > 0 and good != at:
             wrong.append(f"{number.name} after step {at} left a checkpoint of step {good}")
         if code == 128 + number and not said_interrupted(folder):

@@ -30,15 +30,15 @@ def client_of(outputs: Path) -> tuple[MlflowClient, str]:
     return connect(TrackingConfig(experiment="tests"), outputs)
 
 
-def test_a_run_in_mlflow_equals_its_folder(tmp_path: Path, model_dir: Path) -> None:
-    result = start(tmp_path / "run", model_dir, "ppo", EXPERIMENT, "study=s", "seed=3")
-    client, experiment = client_of(tmp_path)
+def test_a_run_in_mlflow_equals_its_folder(outputs: Path, model_dir: Path) -> None:
+    result = start(outputs / "run", model_dir, "ppo", EXPERIMENT, "study=s", "seed=3")
+    client, experiment = client_of(outputs)
     (run,) = client.search_runs([experiment], "tags.study = 's' and tags.method = 'ppo' and tags.seed = '3'")
     assert run.info.status == "FINISHED"
-    assert run.data.tags["key"] == json.loads((tmp_path / "run" / "result.json").read_text())["key"]
+    assert run.data.tags["key"] == json.loads((outputs / "run" / "result.json").read_text())["key"]
     assert run.data.metrics["final/score"] == pytest.approx(result["score"])
     for name in ("train/reward", "ppo/kl", "select/score"):
-        expected = [(x["examples"], x[name]) for x in lines(tmp_path / "run" / "metrics.jsonl") if name in x]
+        expected = [(x["examples"], x[name]) for x in lines(outputs / "run" / "metrics.jsonl") if name in x]
         got = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
         assert [step for step, _ in sorted(got)] == [examples for examples, _ in sorted(expected)]
         assert [v for _, v in sorted(got)] == pytest.approx([v for _, v in sorted(expected)])
@@ -57,19 +57,18 @@ def test_a_run_in_mlflow_equals_its_folder(tmp_path: Path, model_dir: Path) -> N
     }
 
 
-def test_a_failed_run_is_failed_in_mlflow_with_its_error(tmp_path: Path, model_dir: Path) -> None:
+def test_a_failed_run_is_failed_in_mlflow_with_its_error(outputs: Path, model_dir: Path) -> None:
     with pytest.raises(DataError):
-        start(tmp_path / "run", model_dir, "few_shot", "method.k=60", EXPERIMENT)
-    client, experiment = client_of(tmp_path)
+        start(outputs / "run", model_dir, "few_shot", "method.k=60", EXPERIMENT)
+    client, experiment = client_of(outputs)
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FAILED"
     assert "method.k=60" in run.data.tags["error"]
 
 
 def test_a_lost_server_stops_nothing_and_sync_brings_the_run_over(
-    tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
+    outputs: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outputs = tmp_path / "outputs"
     result = start(outputs / "run", model_dir, "ppo", f"tracking.uri={NOWHERE}")
     assert result["status"] == "finished"
     assert "make sync" in caplog.text
@@ -84,18 +83,18 @@ def test_a_lost_server_stops_nothing_and_sync_brings_the_run_over(
 
 
 @pytest.fixture
-def half_way(tmp_path: Path) -> tuple[RunFolder, MlflowClient, str]:
+def half_way(outputs: Path) -> tuple[RunFolder, MlflowClient, str]:
     """A run of which MLflow has the first two of three lines, and which then died without a word."""
-    folder = RunFolder(tmp_path / "outputs" / "run", "0" * 64)
+    folder = RunFolder(outputs / "run", "0" * 64)
     folder.open()
     names = {"task": "t", "model": "m", "method": "sft", "seed": "0"}
     folder.begin({"tags": names, "params": {"method": "sft"}}, "task: t\n")
     for step in (1, 2):
         folder.append_metrics({"step": step, "examples": 16 * step, "seconds": step, "train/loss": 1 / step})
     folder.close()
-    assert sync(tmp_path / "outputs", TrackingConfig(experiment="tests")) == (1, 0)
+    assert sync(outputs, TrackingConfig(experiment="tests")) == (1, 0)
     folder.append_metrics({"step": 3, "examples": 48, "seconds": 3.5, "train/loss": None, "a %,b/x": 7})
-    client, experiment = client_of(tmp_path / "outputs")
+    client, experiment = client_of(outputs)
     (run,) = client.search_runs([experiment])
     return folder, client, run.info.run_id
 

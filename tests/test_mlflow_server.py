@@ -118,7 +118,7 @@ def check_all_there(server: MlflowServer, folder: Path, processes: list[Any]) ->
 @pytest.mark.slow
 def test_two_runs_survive_the_death_of_their_server(tmp_path: Path) -> None:
     with mlflow_server(tmp_path, f"sqlite:///{tmp_path / 'server.db'}") as server:
-        cells = [("toy_sentiment", "sft", 0, 60), ("toy_sentiment", "ppo", 0, 40)]
+        cells = [("toy_sentiment", "sft", 0, 40), ("toy_sentiment", "ppo", 0, 25)]
         processes = start_runs(server, tmp_path, cells)
         kill_in_the_middle(server, tmp_path, processes, down=1)
         check_all_there(server, tmp_path, processes)
@@ -134,7 +134,7 @@ def test_eight_runs_survive_the_death_of_a_server_with_postgresql(tmp_path: Path
         pytest.skip("MLflow needs psycopg2 for PostgreSQL: pip install 'nlu-ppo[postgres]'")
     with postgres(programs) as store, mlflow_server(tmp_path, store) as server:
         cells = [
-            (task, method, seed, {"sft": 120, "ppo": 90}[method])
+            (task, method, seed, {"sft": 80, "ppo": 50}[method])
             for task in ("toy_sentiment", "toy_nli")
             for method in ("sft", "ppo")
             for seed in (0, 1)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from composing import ROOT
 from mlflow.tracking import MlflowClient
 from test_runs import start
 
+from nlu_ppo.config import TrackingConfig
 from nlu_ppo.run import Recorder
 from nlu_ppo.storage import SEAL
+from nlu_ppo.tracking.mirror import sync
 
 TRIALS = int(os.environ.get("NLU_PPO_KILL_TRIALS", "3"))  # more of them, for a quiet hour
 FULL_DISKS = TRIALS - 1
@@ -180,14 +183,24 @@ def test_a_signal_is_recorded_and_the_same_run_finishes_later(
     assert (result["status"], result["error"]) == ("interrupted", "Interrupted: SIGTERM")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
+    end_mirror(tmp_path)
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "KILLED"
     assert start(tmp_path / "run", model_dir, "ppo", *more)["status"] == "finished"
+    end_mirror(tmp_path)
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
+
+
+def end_mirror(outputs: Path) -> None:
+    """What didn't arrive while the run waited for MLflow (a few seconds, if it was interrupted) is brought over."""
+    for thread in threading.enumerate():
+        if thread.name == "mlflow":  # in a process of its own it would have ended with the run
+            thread.join(timeout=300)
+    sync(outputs, TrackingConfig(experiment="tests"))
 
 
 HOLD = """

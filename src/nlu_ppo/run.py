@@ -325,8 +325,7 @@ def record_end(run: Run, status: str, error: str) -> None:
     folder, config = RunFolder(run.folder, run.key), run.config
     try:
         folder.open()
-        record = folder.read_json("run.json")
-        if not record or folder.read_json("result.json"):
+        if not folder.read_json("run.json") or folder.read_json("result.json"):
             return
         failure = _failure(run, status, error)
         folder.finish(failure)

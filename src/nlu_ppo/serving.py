@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -42,6 +43,7 @@ class _Part:
 
     prompter: Prompter
     slots: list[str]
+    lists: list[str]  # slots whose texts are made of a list
     eval: EvalConfig
 
     @property
@@ -109,7 +111,9 @@ class Classifier:
             prompter = Prompter(task, self._policy.tokenizer, model.layout)
             prompter.max_prompt_tokens = lengths["prompt"]
             limited = replace(config, max_new_tokens=lengths["answer"])
-            self._parts[task.name] = _Part(prompter, settings["columns"][task.name], limited)
+            self._parts[task.name] = _Part(
+                prompter, settings["columns"][task.name], settings["lists"], limited
+            )
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Answers every row.
@@ -136,7 +140,8 @@ class Classifier:
             examples = [_example(part, number, rows[number]) for number in numbers]
             for number, found in zip(numbers, self._answer(part, examples), strict=True):
                 answers[number] = found
-        return pd.DataFrame(answers, index=table.index, columns=["label", "completion", "probabilities"])
+        columns = ["label", "completion", "probabilities"]
+        return pd.DataFrame(answers, index=table.index, columns=columns, dtype=object)  # or None becomes NaN
 
     def _task_of(self, number: int, row: Mapping[Any, Any]) -> str:
         if len(self._parts) == 1:
@@ -179,9 +184,12 @@ def _named(task: Task, label: Label | None) -> Any:
 def _example(part: _Part, number: int, row: Mapping[Any, Any]) -> Example:
     for slot in part.slots:
         value = row.get(slot)
-        if not isinstance(value, (str, list, tuple)):
-            raise DataError(f"row {number}: the column {slot!r} holds {value!r} where a text is due")
-    texts = {slot: row[slot] for slot in part.slots}
+        wanted, kinds = ("list", (list, tuple, np.ndarray)) if slot in part.lists else ("text", (str,))
+        if not isinstance(value, kinds):
+            raise DataError(f"row {number}: the column {slot!r} holds {value!r} where a {wanted} is due")
+    texts: dict[str, Any] = {
+        slot: list(row[slot]) if slot in part.lists else row[slot] for slot in part.slots
+    }
     name = f"row-{number}"
     if part.task.kind is not Kind.CHOOSE:
         return Example(name, texts, None, task=part.task.name)

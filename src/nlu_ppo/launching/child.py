@@ -37,7 +37,7 @@ def work(order: Order) -> int:
     try:
         configure_log(OmegaConf.create(order.job_logging), order.verbose)
         with leaving_fails():
-            run = build_run(order.config, order.folder)
+            run = build_run(order.config, order.folder, order.typed)
             result = execute(run)
             print(before_and_after(run.folder, result))
     except Exception as error:

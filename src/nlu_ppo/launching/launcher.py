@@ -17,6 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from nlu_ppo.cli import typed_keys
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.launching.sweep import Cell, Identity, Outcome
@@ -88,7 +89,7 @@ class GridLauncher(Launcher):
             config = to_config(tree)
             return Cell(
                 name,
-                Run(config, run_key(config), folder),
+                Run(config, run_key(config), folder, frozenset(typed_keys())),
                 plain(tree.hydra.job_logging),
                 plain(tree.hydra.verbose),
                 plain(tree.hydra.job.env_set),

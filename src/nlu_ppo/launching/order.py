@@ -20,6 +20,7 @@ class Order:
         last_words: a file for the message that the run fails with, if it does.
         job_logging: Hydra's node of that name, resolved.
         verbose: Hydra's option: all log messages, or those of some modules.
+        typed: the keys that the command line or the study gave a value to.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Order:
     last_words: Path
     job_logging: dict[str, Any] | None
     verbose: bool | str | list[str] = False
+    typed: frozenset[str] = frozenset()
 
     def to_line(self) -> bytes:
         return pickle.dumps(self).hex().encode() + b"\n"

@@ -122,7 +122,9 @@ class Sweep:
     def _job(self, cell: Cell, command: Sequence[str]) -> RunJob:
         run, last_words = cell.run, self.folder / f"{cell.run.key}.error"
         last_words.unlink(missing_ok=True)  # of an earlier sweep
-        order = Order(cell.name, run.config, run.folder, last_words, cell.job_logging, cell.verbose)
+        order = Order(
+            cell.name, run.config, run.folder, last_words, cell.job_logging, cell.verbose, run.typed
+        )
         environment = {"PYTHONUNBUFFERED": "1", **cell.environment}
         return RunJob(cell.name, command, run.folder / LOG, order.to_line(), environment, cell, last_words)
 

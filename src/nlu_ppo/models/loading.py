@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
-from nlu_ppo.models.locate import ADAPTER, resolve_path
+from nlu_ppo.models.locate import ADAPTER, adapter_fingerprint, fingerprint, resolve_path
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.models.sharing import BASE
 from nlu_ppo.storage import replace_folder, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,6 +33,8 @@ def choose_device(name: str) -> torch.device:
 def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: str = "auto") -> Policy:
     """Loads base weights and tokenizer, and adds a fresh adapter.
 
+    Runs of one process that don't train the base weights share them, and only the first reads them.
+
     Args:
         lora: `None` for methods that train nothing; `lora.enabled=False` makes all weights trainable.
         seed: of the adapter's first weights.
@@ -40,27 +43,63 @@ def load_policy(model: ModelConfig, lora: LoraConfig | None, seed: int, device: 
         ModelError: the model can't be found or read, or the adapter doesn't fit it.
     """
     where, torch_device = resolve_path(model.path), choose_device(device)
-    dtype = model.dtype if model.dtype != "auto" else "bfloat16" if torch_device.type == "cuda" else "float32"
-    common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    try:
-        base: Any
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        base = AutoModelForCausalLM.from_pretrained(
-            where, dtype=DTYPES[dtype], attn_implementation=model.attention, use_safetensors=True, **common
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path={model.path}: {error}") from error
-    if model.adapter:
-        # Merged, so that a method that starts from it has it in its reference as well.
-        base = load_adapter(base, Path(model.adapter)).merge_and_unload()
-    base.to(torch_device).eval().requires_grad_(False)
+    trains_base = lora is not None and not lora.enabled
+    tokenizer = _load_tokenizer(model, where)
+    if torch_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(torch_device)  # each run of a process reports its own peak
+    if trains_base:
+        BASE.release()
+        base = _load_base(model, where, torch_device)
+    else:
+        weights = fingerprint(model.path, model.revision), adapter_fingerprint(model.adapter)
+        settings = _dtype(model, torch_device), model.attention, model.trust_remote_code, str(torch_device)
+        base = BASE.get((*weights, *settings), lambda: _load_base(model, where, torch_device))
     context = _context_length(base.config, model)
     if lora is None:
         return Policy(base, tokenizer, context)
-    if not lora.enabled:
+    if trains_base:
         return Policy(base.requires_grad_(True), tokenizer, context)
     torch.manual_seed(seed)
     return Policy(_add_lora(base, lora), tokenizer, context)
+
+
+def _load_tokenizer(model: ModelConfig, where: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(
+            where, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, error) from error
+
+
+def _load_base(model: ModelConfig, where: str, device: torch.device) -> Any:
+    """The base model with its first adapter merged, on the device, frozen."""
+    base: Any
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=_dtype(model, device),
+            attn_implementation=model.attention,
+            use_safetensors=True,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, error) from error
+    if model.adapter:
+        # Merged, so that a method that starts from it has it in its reference as well.
+        base = load_adapter(base, Path(model.adapter)).merge_and_unload()
+    return base.to(device).eval().requires_grad_(False)
+
+
+def _dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
+    if model.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[model.dtype]
+
+
+def _unreadable(model: ModelConfig, error: Exception) -> ModelError:
+    return ModelError(f"model.path={model.path}: {error}")
 
 
 def _context_length(config: Any, model: ModelConfig) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from nlu_ppo.tables.answers import known_task
@@ -79,7 +79,7 @@ class Average:
         return self.ours - self.theirs
 
 
-def metric_lines(rows: Sequence[Row], expected: Expected | None) -> list[Line]:
+def metric_lines(rows: Sequence[Row], expected: Expected) -> list[Line]:
     """A line for each metric of each cell, in the table's order; with each printed table of `expected` beside.
 
     A number that a paper prints and no run of ours has is a line, too, if the study has its model and method.
@@ -93,14 +93,13 @@ def metric_lines(rows: Sequence[Row], expected: Expected | None) -> list[Line]:
     cells = list(dict.fromkeys(row.cell for row in rows if row.cell.method != MAJORITY))
     lines: list[Line] = []
     taken: set[tuple[Cell, str]] = set()
-    for source in expected.printed if expected else ():
+    for source in expected.printed:
         for line in _printed_lines(source, expected, cells, found):
             lines.append(line)
             taken.add((line.cell, line.metric))
     lines += [line for place, line in found.items() if place not in taken]
-    ranks: dict[
-        tuple[str, str], int
-    ] = {}  # metrics of a task as its benchmark lists them, then further sets'
+    # metrics of a task as its benchmark lists them, then those of further sets
+    ranks: dict[tuple[str, str], int] = {}
     for line in found.values():
         ranks.setdefault((line.cell.task, line.metric), len(ranks))
 
@@ -112,24 +111,15 @@ def metric_lines(rows: Sequence[Row], expected: Expected | None) -> list[Line]:
 
 
 def _printed_lines(
-    source: Printed, expected: Expected | None, cells: Sequence[Cell], found: dict[tuple[Cell, str], Line]
+    source: Printed, expected: Expected, cells: Sequence[Cell], found: dict[tuple[Cell, str], Line]
 ) -> Iterator[Line]:
-    assert expected is not None
     for row, ours in _rows_of(source, expected, cells):
         for printed in row.cells:
             task = expected.tasks.get(printed.task, printed.task)
             place = next(_places(task, printed.metric, ours, found, is_plain=row.row is None), None)
             for cell, metric in place or []:
                 line = found.get((cell, metric)) or Line(cell, metric, None, 0)
-                yield Line(
-                    cell,
-                    metric,
-                    line.ours,
-                    line.expected,
-                    printed,
-                    source,
-                    _comparable(cell, metric, printed),
-                )
+                yield replace(line, printed=printed, source=source, comparable=_comparable(cell, printed))
 
 
 def _rows_of(
@@ -137,25 +127,28 @@ def _rows_of(
 ) -> Iterator[tuple[PrintedRow, list[Cell]]]:
     """The printed rows that belong to runs of ours, each with those cells (of any task)."""
     own = {row.model for row in source.rows if row.row is None}
-    named = expected.model if expected.model in own else next(iter(own), None) if len(own) == 1 else None
+    named = expected.model if expected.model in own else min(own) if len(own) == 1 else None
+    # what a labelled row stands beside isn't beside the plain row of its method, too
+    labels = {row.row for row in source.rows if row.row is not None}
+    claimed = [wanted for label, wanted in expected.rows.items() if label in labels]
     for row in source.rows:
         if row.row is not None:
             wanted = expected.rows.get(row.row)
-            ours = [c for c in cells if wanted and all(getattr(c, k) == v for k, v in wanted.items())]
+            ours = [cell for cell in cells if wanted and _is(cell, wanted)]
         else:
             ours = [
                 cell
                 for cell in cells
-                if cell.method == row.method and row.model == (cell.model if cell.model in own else named)
-            ]
-        # what a labelled row of a method stands beside isn't the method's plain row
-        claimed = [w for label, w in expected.rows.items() if any(r.row == label for r in source.rows)]
-        if row.row is None:
-            ours = [
-                c for c in ours if not any(all(getattr(c, k) == v for k, v in w.items()) for w in claimed)
+                if cell.method == row.method
+                and row.model == (cell.model if cell.model in own else named)
+                and not any(_is(cell, wanted) for wanted in claimed)
             ]
         if ours:
             yield row, ours
+
+
+def _is(cell: Cell, names: Mapping[str, str]) -> bool:
+    return all(getattr(cell, key) == name for key, name in names.items())
 
 
 def _places(
@@ -179,7 +172,8 @@ def _places(
         yield [(cell, metric) for cell in dict.fromkeys(cell._replace(task=task) for cell in cells)]
 
 
-def _comparable(cell: Cell, metric: str, printed: PrintedCell) -> bool:
+def _comparable(cell: Cell, printed: PrintedCell) -> bool:
+    """Of the same model, and of a split that we score, too; where the paper doesn't say which, it may be."""
     if cell.model != printed.model:
         return False
     if printed.split is None:
@@ -188,10 +182,10 @@ def _comparable(cell: Cell, metric: str, printed: PrintedCell) -> bool:
     return task is not None and task.eval_splits[0].partition("_")[0] == printed.split
 
 
-def averages(lines: Sequence[Line], expected: Expected | None) -> list[Average]:
+def averages(lines: Sequence[Line], expected: Expected) -> list[Average]:
     """The averages of the printed tables, of ours and of theirs alike; no average without all of its columns."""
     found = []
-    for source in expected.printed if expected else ():
+    for source in expected.printed:
         own = [line for line in lines if line.source is source and line.printed is not None]
         groups: dict[tuple[Cell, tuple[str | None, str, str]], list[Line]] = {}
         for line in own:
@@ -235,10 +229,10 @@ def _nested_mean(
     return fmean(fmean(values[column] for column in means) for means in over)
 
 
-def notes_on(expected: Expected | None, lines: Sequence[Line]) -> list[str]:
+def notes_on(expected: Expected, lines: Sequence[Line]) -> list[str]:
     """Sources and known faults of the printed numbers, and what of them stands beside no run."""
     notes = []
-    for source in expected.printed if expected else ():
+    for source in expected.printed:
         notes.append(f"{_capital(source.source)}: {source.title}.")
         notes += [f"Table {source.table}: {note}" for note in source.notes]
         shown = {line.printed for line in lines if line.source is source}

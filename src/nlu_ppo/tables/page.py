@@ -35,7 +35,7 @@ def to_html(study: Study, table: Table, pictures: dict[str, Figure]) -> str:
         without=without,
         unparsable=UNPARSABLE,
         runs=sorted(study.runs, key=lambda run: str(run.folder)),
-        commits=_most_first(run.commit[:12] for run in study.runs if run.commit),
+        commits=_most_first(_short(run.commit) for run in study.runs if run.commit),
         versions=_most_first(
             ", ".join(f"{name} {version}" for name, version in run.versions.items())
             for run in study.runs
@@ -46,6 +46,11 @@ def to_html(study: Study, table: Table, pictures: dict[str, Figure]) -> str:
 
 def _inline(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _short(commit: str) -> str:
+    digits, dirty, _ = commit.partition("-dirty")
+    return digits[:12] + dirty
 
 
 def _most_first(words: Iterable[str]) -> list[str]:

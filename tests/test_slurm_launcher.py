@@ -1,0 +1,173 @@
+"""hydra/launcher=submitit_slurm on a real Slurm of one node, which these tests start; skipped where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from composing import ROOT, command
+from slurm_node import missing, slurm_node
+from waiting import wait_until
+
+from nlu_ppo.launching.slurm import _seconds
+
+REWARDS = """
+import os, signal, time
+
+def kills(completion, answer, example, *, task, config):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def vanishes(completion, answer, example, *, task, config):
+    os._exit(0)
+
+def lasts(completion, answer, example, *, task, config):
+    if os.path.exists(__file__ + ".slow"):
+        time.sleep(0.2)
+    return float(answer == example.label)
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which a Slurm of our own is at hand."""
+    pytest.importorskip("submitit", reason="submitit isn't installed: pip install -e '.[slurm]'")
+    if reason := missing():
+        pytest.skip(reason)
+    with slurm_node(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+def queued(environment: dict[str, str]) -> list[list[str]]:
+    """Number and state of each job that waits or runs."""
+    told = subprocess.run(
+        ["squeue", "--noheader", "--format=%i %T"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line.split() for line in told.stdout.splitlines()]
+
+
+def sweep(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """Starts a sweep with the tiny model and few examples, runs below `folder`."""
+    common = (
+        "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.poll_s=1",
+        "hydra.launcher.timeout_min=10", "task.limit.train=32", "task.limit.eval=12", "task.selection=8",
+        "eval.bootstrap_samples=20", "tracking=none", f"outputs={folder}", "study=s",
+    )  # fmt: skip
+    return subprocess.Popen(
+        command("-m", *common, *arguments), cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_jobs_that_die_are_named_and_those_that_are_interrupted_go_on(
+    tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    rewards, slow = tmp_path / "rewards.py", tmp_path / "rewards.py.slow"
+    rewards.write_text(REWARDS)
+
+    def start(*names: str) -> subprocess.Popen[str]:
+        return sweep(
+            tmp_path, slurm, "method=ppo", "method.epochs=9", "method.max_steps=4", "method.checkpoint_every=1",
+            "method.select_every=0", "reward.name=" + ",".join(f"{rewards}:{name}" for name in names),
+        )  # fmt: skip
+
+    def start_and_wait() -> tuple[subprocess.Popen[str], Path]:
+        """Starts a slow run; returns the sweep, and the run's folder once it has logged a step."""
+        slow.touch()
+        began, process = time.time(), start("lasts")
+
+        def logged() -> list[Path]:
+            assert process.poll() is None, process.communicate()
+            files = tmp_path.glob("s/*/*/*/*/metrics.jsonl")
+            return [f.parent for f in files if f.stat().st_mtime > began and f.read_text()]
+
+        wait_until(lambda: bool(logged()))
+        return process, logged()[0]
+
+    process, folder = start_and_wait()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "stopped: " in out
+    assert "goes on where this one stopped" in err
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    assert queued(slurm) == []
+
+    process, _ = start_and_wait()
+    process.kill()
+    process.communicate()
+    ((job, state),) = queued(slurm)
+    assert state == "RUNNING"
+    # what Slurm sends ahead of a time limit, or to one that has to make room
+    subprocess.run(["scancel", "--signal=USR2", job], env=slurm, check=True)
+    wait_until(lambda: "interrupted: " in (folder / "run.log").read_text().rpartition("\n---")[2])
+    wait_until(lambda: queued(slurm) != [[job, "RUNNING"]])
+    slow.unlink()
+
+    process = start("lasts", "kills", "vanishes")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "1 of them are jobs of Slurm already" in out
+    assert "s: 1 of 3 done, 0 running, 2 failed, 0 waiting" in out
+    log = (folder / "run.log").read_text()
+    assert f"Slurm job {job}, start 2, on " in log
+    assert "going on from step" in log
+    assert "95% interval" in log
+    summary = err[err.index("error: 2 of 3 cells failed") :]
+    for name, says in {
+        "kills": r"Slurm job \S+: FAILED, killed by signal 9, Slurm's log: \S+",
+        "vanishes": r"it left before it had a result \(exit code 0\)",
+    }.items():
+        told = re.search(rf"rewards\.py\\:{name}\n +{says}\n +log: (\S+)\n", summary)
+        assert told is not None, summary
+        assert "start 1, on " in Path(told[1]).read_text()
+
+
+def test_what_slurm_refuses_or_will_never_start_is_told(tmp_path: Path, slurm: dict[str, str]) -> None:
+    process = sweep(tmp_path, slurm, "hydra.launcher.partition=none", "seed=0,1")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith("error: Slurm doesn't take the jobs: sbatch: error: ")
+    assert "Invalid partition name" in err.splitlines()[-1]
+
+    process = sweep(tmp_path, slurm, "hydra.launcher.timeout_min=9999", "seed=0,1")
+    assert process.stdout is not None
+    said = ""
+    while "waits, says Slurm" not in said:
+        said = process.stdout.readline()
+        assert said, process.communicate()
+    assert "waits, says Slurm: Partition" in said  # its time limit is lower; versions name that differently
+    assert len(queued(slurm)) == 1  # an array
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "s: 0 of 2 done, 0 running, 0 failed, 2 waiting" in out
+    assert queued(slurm) == []
+
+
+def test_a_machine_without_slurm_is_told_so(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    told = subprocess.run(
+        command("-m", "hydra/launcher=submitit_slurm", "seed=0,1", f"outputs={tmp_path}"),
+        cwd=ROOT, env={**os.environ, "PATH": "/nowhere"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: hydra/launcher=submitit_slurm: Could not detect")
+    assert told.stderr.count("\n") == 1
+
+
+def test_the_time_that_slurm_tells_in_seconds() -> None:
+    assert _seconds("00:01:05") == 65
+    assert _seconds("1-02:03:04") == 86400 + 2 * 3600 + 184
+    assert _seconds("INVALID") == 0
