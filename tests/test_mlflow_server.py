@@ -46,7 +46,7 @@ def logged(folder: Path) -> int:
     return sum((path / "metrics.jsonl").read_bytes().count(b"\n") for path in run_folders(folder))
 
 
-def wait_until(what: str, true: Any, seconds: float = 240) -> None:
+def wait_until(what: str, true: Any, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"waited in vain for: {what}"
