@@ -88,7 +88,7 @@ MLP and the roomy cache), one random number a row in place of `torch.multinomial
 and LoRA written out and the malloc setting (2.55 to 2.4 s), the kept prefix and no second scoring (half a per cent
 each). Tried and left: `torch.nn.functional.rms_norm` (1.2 ms forward and backward, where ours takes 0.35),
 huge pages (no difference), gate and up in one product (4% of these two), gathering tokens by rows in place of heads
-(0.02 ms a call). `torch.compile` has not been tried.
+(0.02 ms a call), `torch.compile` of the MLP and the rotary embedding (2.64 s a step against 2.67 to 2.87 without).
 """
 
 
