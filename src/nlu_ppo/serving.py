@@ -140,7 +140,10 @@ class Classifier:
             examples = [_example(part, number, rows[number]) for number in numbers]
             for number, found in zip(numbers, self._answer(part, examples), strict=True):
                 answers[number] = found
-        return pd.DataFrame(answers, index=table.index, columns=["label", "completion", "probabilities"])
+        columns = ["label", "completion", "probabilities"]
+        return pd.DataFrame(
+            answers, table.index, columns, dtype=object
+        )  # texts' own type turns None into NaN
 
     def _task_of(self, number: int, row: Mapping[Any, Any]) -> str:
         if len(self._parts) == 1:
