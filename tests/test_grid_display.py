@@ -128,6 +128,7 @@ def test_one_line_says_how_the_grid_stands() -> None:
     )
     assert headline(Grid("demo", 0, 0, 2, [], 1.0)).endswith("left: unknown until a cell is done")
     assert "left" not in headline(Grid("demo", 2, 0, 0, [], 1.0))
+    assert headline(Grid("demo", 2, 0, 3, [], 1.0), over=True).endswith("0 failed, 3 waiting; 1 s gone")
 
 
 def test_one_line_per_running_cell_says_what_it_has() -> None:

@@ -46,7 +46,7 @@ def logged(folder: Path) -> int:
     return sum((path / "metrics.jsonl").read_bytes().count(b"\n") for path in run_folders(folder))
 
 
-def wait_until(what: str, true: Any, seconds: float = 240) -> None:
+def wait_until(what: str, true: Any, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"waited in vain for: {what}"
@@ -97,7 +97,7 @@ def kill_in_the_middle(server: MlflowServer, folder: Path, processes: list[Any],
 def check_all_there(server: MlflowServer, folder: Path, processes: list[Any]) -> int:
     """Every metric of every run is there, once; returns how many there are."""
     for process in processes:
-        assert process.wait(timeout=600) == 0, "\n".join(
+        assert process.wait(timeout=1800) == 0, "\n".join(
             log.read_text()[-2000:] for log in folder.glob("*.log")
         )
     client, folders = MlflowClient(tracking_uri=server.uri), run_folders(folder)

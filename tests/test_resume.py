@@ -183,9 +183,7 @@ def test_a_signal_is_recorded_and_the_same_run_finishes_later(
     assert (result["status"], result["error"]) == ("interrupted", "Interrupted: SIGTERM")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
-    sync(
-        tmp_path, TrackingConfig(experiment="tests")
-    )  # a run that has to go waits for MLflow a few seconds only
+    end_mirror(tmp_path)
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None

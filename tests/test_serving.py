@@ -96,7 +96,7 @@ def test_the_input_is_checked_against_the_signature(outputs: Path) -> None:
     _, logged, _ = trained(outputs, "method=sft", "lora=none")
     model = load(outputs, logged)
     assert [(c.name, str(c.type)) for c in model.metadata.signature.inputs] == [("text", "DataType.string")]
-    (answer,) = model.predict({"text": ["I did not like it."]}).to_dict("records")
+    (answer,) = model.predict(pd.DataFrame([{"text": "I did not like it."}])).to_dict("records")
     assert answer["label"] in ("positive", "negative", None)
     example = model.input_example
     assert list(model.predict(example)["completion"])

@@ -69,6 +69,15 @@ def sweep(folder: Path, environment: dict[str, str], *arguments: str) -> subproc
     )  # fmt: skip
 
 
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """The first line of a sweep's output with these words."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return line
+    raise AssertionError(process.communicate())
+
+
 @pytest.mark.slow
 def test_jobs_that_die_are_named_and_those_that_are_interrupted_go_on(
     tmp_path: Path, slurm: dict[str, str]
@@ -78,7 +87,7 @@ def test_jobs_that_die_are_named_and_those_that_are_interrupted_go_on(
 
     def start(*names: str) -> subprocess.Popen[str]:
         return sweep(
-            tmp_path, slurm, "method=ppo", "method.epochs=9", "method.max_steps=4", "method.checkpoint_every=1",
+            tmp_path, slurm, "method=ppo", "method.epochs=9", "method.max_steps=8", "method.checkpoint_every=1",
             "method.select_every=0", "reward.name=" + ",".join(f"{rewards}:{name}" for name in names),
         )  # fmt: skip
 
@@ -111,14 +120,13 @@ def test_jobs_that_die_are_named_and_those_that_are_interrupted_go_on(
     assert state == "RUNNING"
     # what Slurm sends ahead of a time limit, or to one that has to make room
     subprocess.run(["scancel", "--signal=USR2", job], env=slurm, check=True)
-    wait_until(lambda: "interrupted: " in (folder / "run.log").read_text().rpartition("\n---")[2])
-    wait_until(lambda: queued(slurm) != [[job, "RUNNING"]])
-    slow.unlink()
+    wait_until(lambda: (folder / "run.log").read_text().count("interrupted: the same sweep") == 2)
 
     process = start("lasts", "kills", "vanishes")
+    read_until(process, "1 of them are jobs of Slurm already")
+    slow.unlink()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert "1 of them are jobs of Slurm already" in out
     assert "s: 1 of 3 done, 0 running, 2 failed, 0 waiting" in out
     log = (folder / "run.log").read_text()
     assert f"Slurm job {job}, start 2, on " in log
@@ -142,11 +150,7 @@ def test_what_slurm_refuses_or_will_never_start_is_told(tmp_path: Path, slurm: d
     assert "Invalid partition name" in err.splitlines()[-1]
 
     process = sweep(tmp_path, slurm, "hydra.launcher.timeout_min=9999", "seed=0,1")
-    assert process.stdout is not None
-    said = ""
-    while "waits, says Slurm" not in said:
-        said = process.stdout.readline()
-        assert said, process.communicate()
+    said = read_until(process, "waits, says Slurm")
     assert "waits, says Slurm: Partition" in said  # its time limit is lower; versions name that differently
     assert len(queued(slurm)) == 1  # an array
     process.send_signal(signal.SIGINT)

@@ -162,9 +162,10 @@ def test_guesses_are_even_and_can_be_repeated():
     assert drawn == [guess(SST2, 0, f"validation-{i}") for i in range(2000)]
 
 
+@pytest.mark.slow
 def test_right_answers_in_wrong_words_are_worth_a_coin_flip(tmp_path: Path):
     """The artefact itself: negatives learned as "No" halve what a model gets for them, and hide in the accuracy."""
-    short = ["task.limit.eval=150", "method.max_steps=40", "task.limit.train=960", "eval.likelihood=false"]
+    short = ["task.limit.eval=200", "method.max_steps=60", "task.limit.train=1440", "eval.likelihood=false"]
     result = execute(
         run_of(
             tmp_path / "run",
@@ -180,7 +181,7 @@ def test_right_answers_in_wrong_words_are_worth_a_coin_flip(tmp_path: Path):
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").open()]
     said_no = [line for line in lines if line["completion"].startswith("No")]
-    assert len(said_no) > 30  # it has learned the wrong word
+    assert len(said_no) > 40  # it has learned the wrong word
     assert result["unparsable"] == sum("itive" not in line["completion"] for line in lines)
     # of what it calls negative it is paid for about half, whichever label is right
     paid = sum(line["correct"] for line in said_no) / len(said_no)

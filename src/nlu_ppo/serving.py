@@ -144,7 +144,8 @@ class Classifier:
             examples = [_example(part, number, rows[number]) for number in numbers]
             for number, found in zip(numbers, self._answer(part, examples), strict=True):
                 answers[number] = found
-        return pd.DataFrame(answers, index=table.index, columns=["label", "completion", "probabilities"])
+        columns = ["label", "completion", "probabilities"]
+        return pd.DataFrame(answers, index=table.index, columns=columns, dtype=object)  # or None becomes NaN
 
     def _task_of(self, number: int, row: Mapping[Any, Any]) -> str:
         if len(self._parts) == 1:
@@ -187,10 +188,12 @@ def _named(task: Task, label: Label | None) -> Any:
 def _example(part: _Part, number: int, row: Mapping[Any, Any]) -> Example:
     for slot in part.slots:
         value = row.get(slot)
-        wanted = "list" if slot in part.lists else "text"
-        if not isinstance(value, str if wanted == "text" else Sequence | np.ndarray):
+        wanted, kinds = ("list", (list, tuple, np.ndarray)) if slot in part.lists else ("text", (str,))
+        if not isinstance(value, kinds):
             raise DataError(f"row {number}: the column {slot!r} holds {value!r} where a {wanted} is due")
-    texts = {slot: list(row[slot]) if slot in part.lists else row[slot] for slot in part.slots}
+    texts: dict[str, Any] = {
+        slot: list(row[slot]) if slot in part.lists else row[slot] for slot in part.slots
+    }
     name = f"row-{number}"
     if part.task.kind is not Kind.CHOOSE:
         return Example(name, texts, None, task=part.task.name)

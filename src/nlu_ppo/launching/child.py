@@ -29,7 +29,9 @@ def main() -> int:
     order = Order.from_line(sys.stdin.buffer.readline())
     end_with_the_sweep()
     signal.signal(signal.SIGTERM, interrupt)
-    return work(order)
+    code = work(order)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left to interrupt
+    return code
 
 
 def work(order: Order) -> int:

@@ -44,13 +44,13 @@ class Grid:
         return self.done + self.failed + self.waiting + len(self.running)
 
 
-def headline(grid: Grid) -> str:
-    """All cells in one line."""
+def headline(grid: Grid, over: bool = False) -> str:
+    """All cells in one line; `over`: nothing is at work any more, and what waits will not be started."""
     text = (
         f"{grid.title}: {grid.done} of {grid.cells} done, {len(grid.running)} running, {grid.failed} failed, "
         f"{grid.waiting} waiting; {duration(grid.seconds)} gone"
     )
-    if grid.running or grid.waiting:
+    if (grid.running or grid.waiting) and not over:
         left = (
             "unknown until a cell is done" if grid.remaining is None else f"about {duration(grid.remaining)}"
         )

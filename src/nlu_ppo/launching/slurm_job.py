@@ -40,12 +40,15 @@ class SlurmRun:
         job = os.environ["SLURM_JOB_ID"]
         os.environ.update(self.environment)
         self._write_to_log(job)
-        for number in (signal.SIGTERM, signal.SIGUSR2):  # in place of submitit's: a run saves before it ends
+        signals = (signal.SIGTERM, signal.SIGUSR2)
+        for number in signals:  # in place of submitit's: a run saves before it ends
             signal.signal(number, interrupt)
         order = Order.from_line(self.order)
         if os.environ.get("SLURM_RESTART_COUNT"):  # what is there is what this job did before
             order.config.overwrite = False
         code = work(order)
+        for number in signals:  # requeueing kills what is left of the job
+            signal.signal(number, signal.SIG_IGN)
         if code == INTERRUPTED:
             self._go_on_later(job)
         if code:

@@ -117,7 +117,7 @@ class Sweep:
             try:
                 self.queue.work(jobs, self._ended, self._tick)
             finally:
-                self.display.say(headline(self._grid()))
+                self.display.say(headline(self._grid(), over=True))
 
     def _job(self, cell: Cell, command: Sequence[str]) -> RunJob:
         run, last_words = cell.run, self.folder / f"{cell.run.key}.error"

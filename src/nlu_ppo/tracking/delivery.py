@@ -182,8 +182,8 @@ class Delivery:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Sends all the rest; last of all the status, so that a run that MLflow calls ended is there as a whole."""
         self.metrics()
-        file = self.folder.path / "result.json"
-        ended = int(1000 * file.stat().st_mtime) if file.exists() else None
+        seconds = self.folder.read_json("run.json").get("ended")
+        ended = int(1000 * seconds) if seconds else None
         final = list(self._missing(final_metrics(result), ended or 0, 0))
         if final:
             self._client.log_batch(self.run_id, metrics=final)

@@ -98,7 +98,8 @@ class RunFolder:
         """
         (self.path / "result.json").unlink(missing_ok=True)
         write_atomic(self.path / "config.yaml", config_yaml)
-        self.update_record({"started": time.time(), **self.read_json("run.json"), **record, "key": self.key})
+        first = {"started": time.time(), **self.read_json("run.json")}
+        self.update_record({**first, **record, "ended": None, "key": self.key})
 
     @property
     def started(self) -> float:
@@ -107,6 +108,7 @@ class RunFolder:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The last file that a run writes."""
+        self.update_record({"ended": time.time()})
         text = json.dumps(jsonable({"key": self.key, **result}), indent=1, ensure_ascii=False)
         write_atomic(self.path / "result.json", text + "\n")
 

@@ -98,6 +98,7 @@ def _laid_out(scratch: Path, settings: Mapping[str, Any], run_id: str, model_id:
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             signature=_signature(settings),
             input_example=settings["example"],
+            model_config={"device": "auto"},  # what `load_model` may choose
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         )
     finally:
