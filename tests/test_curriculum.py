@@ -84,7 +84,7 @@ def test_the_key_knows_the_order() -> None:
         run_key(config_of("method=sft", f"method.order={o}"))
         for o in ("shuffled", "short_first", "long_first", "confidence")
     }
-    assert len(keys) == 3
+    assert len(keys) == 4
     assert run_key(config_of("method=sft")) in keys
 
 

@@ -117,7 +117,7 @@ def get_reward(config: RewardConfig, task: Task) -> BoundReward:
         completion: str, answer: Label | None, example: Example, scores: Mapping[str, float] | None = None
     ) -> float:
         told = {"scores": scores or {}} if asked else {}
-        value = float(function(completion, answer, example, task=task, config=config, **told))  # type: ignore[arg-type]
+        value = float(function(completion, answer, example, task=task, config=config, **told))
         if not math.isfinite(value):
             raise ValueError(f"reward {config.name} gave {value} for example {example.id}: {completion!r}")
         return value
