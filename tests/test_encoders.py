@@ -16,6 +16,7 @@ from nlu_ppo.models.classifier import load_classifier
 from nlu_ppo.run import Recorder, build_run, execute, run_key
 from nlu_ppo.tasks import TASKS
 from nlu_ppo.tasks.record import Example
+from nlu_ppo.tasks.toy import generate
 
 SMALL = ("task.limit.train=200", "task.limit.eval=40", "task.selection=8", "eval.bootstrap_samples=10",
          "tracking=none", "method=sft", "model=local", "model.kind=encoder")  # fmt: skip
@@ -198,3 +199,57 @@ def test_the_key_has_what_an_encoder_uses() -> None:
     assert key() == key("lora=none") == key("model.layout=chat") == key("method.loss_on=all")
     assert key() == key("eval.likelihood=false")
     assert len({key(), key("model.kind=decoder"), key("model.context_length=64"), key("seed=1")}) == 4
+
+
+# -- as reward models ----------------------------------------------------------------------------------------
+
+
+def test_an_encoder_judges_a_policy_of_another_model(tmp_path: Path, bert: Path) -> None:
+    """PPO of the tiny model, rewarded by a BERT that is trained first; what it says is the saved model's own logit."""
+    run = run_of(
+        tmp_path / "run", "method=ppo", "reward=label_sensitive", "+model@reward.model=bert_base",
+        f"reward.model.path={bert}", "reward.label_model.loss=last_token", "reward.label_model.max_steps=3",
+        "reward.label_model.batch_size=8", "task.limit.train=24", "task.limit.eval=8", "task.selection=0",
+        "eval.bootstrap_samples=10", "eval.likelihood=false", "tracking=none", "method.max_steps=1",
+    )  # fmt: skip
+    assert execute(run)["status"] == "finished"
+    (found,) = (tmp_path / "reward_models").glob("toy_sentiment/bert_base/reward_model/*")
+    told = json.loads((found / "result.json").read_text())
+    assert (told["n"], told["lora"], told["model"]) == (8, None, "bert_base")
+    saved = AutoModelForSequenceClassification.from_pretrained(found / "adapter")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(found / "adapter")
+    texts = {e.id: e.fields for e in generate("toy_sentiment", "validation")}
+    for line in lines(found / "predictions.jsonl"):
+        (text,) = texts[str(line["id"])].values()
+        row = tokenizer(text, str(line["chosen"]), return_tensors="pt")
+        assert row["token_type_ids"].sum() > 0  # the completion is BERT's second segment
+        with torch.no_grad():
+            assert saved(**row).logits.item() == pytest.approx(line["reward_chosen"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["reward=label_sensitive"],
+            r"reward\.label_model\.loss=divergence .* use reward\.label_model\.loss=last",
+        ),
+        (["reward=label_agreement"], "asks no reward model"),
+    ],
+)
+def test_an_encoder_scores_no_tokens(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_run(config_of("method=ppo", *overrides, "+model@reward.model=bert_base"), Path("nowhere"))
+    with pytest.raises(ConfigError, match=r"method\.loss=divergence"):
+        config_of("method=reward_model", "model=bert_base", "method.loss=divergence")
+
+
+def test_the_base_of_the_reward_model_counts(bert: Path) -> None:
+    chosen = ("method=ppo", "reward=label_sensitive", "reward.label_model.loss=last_token")
+    encoder = (*chosen, "+model@reward.model=bert_base", f"reward.model.path={bert}")
+    keys = {
+        run_key(config_of(*words))
+        for words in (chosen, encoder, (*encoder, "reward.model.context_length=64"))
+    }
+    assert len(keys) == 3
+    assert run_key(config_of(*encoder)) == run_key(config_of(*encoder, "reward.model.micro_batch_size=1"))

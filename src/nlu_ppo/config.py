@@ -431,7 +431,8 @@ class RewardModelConfig(TrainingConfig):
     )
     loss: str = option(
         "last_token",
-        "pairwise loss at the last token, or (paper B) at every token from the first that differs",
+        "pairwise loss at the last token (of an encoder, of the whole text), or (paper B) at every token from the "
+        "first that differs",
         choices=("last_token", "divergence"),
     )
     temperature: float = option(1.0, "what the loss divides differences of scores by", low=1e-3)
@@ -441,6 +442,7 @@ class RewardModelConfig(TrainingConfig):
         choices=("last",),
         key=False,
     )
+    order: str = option("shuffled", "pairs come at random", choices=("shuffled",), key=False)
 
 
 @dataclass
@@ -476,6 +478,11 @@ class RewardConfig:
     rationale_model: RewardModelConfig | None = option(
         None,
         "the same of the one that judges analyses (all answers, where people have ranked them)",
+        resolved=True,
+    )
+    model: ModelConfig | None = option(
+        None,
+        "base of the reward models, where it is another model than the policy: `+model@reward.model=bert_base`",
         resolved=True,
     )
 
@@ -684,6 +691,11 @@ def check(config: Config) -> None:
         )
     if config.model.kind == "encoder":
         _check_encoder(config)
+    judge = config.reward.model
+    if judge is not None and judge.kind == "encoder":
+        for name in ("label_model", "rationale_model"):
+            if (settings := getattr(config.reward, name)) is not None:
+                check_encoder_loss(settings, judge.name, f"reward.{name}")
     check_task(config.task)
     reading = config.eval
     if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
@@ -697,7 +709,9 @@ def check(config: Config) -> None:
 def _check_encoder(config: Config) -> None:
     """An encoder writes no text: what needs a text makes no sense with one."""
     model, asked = config.model.name, config.eval
-    if not isinstance(config.method, SFTConfig):
+    if isinstance(config.method, RewardModelConfig):
+        check_encoder_loss(config.method, model, "method")
+    elif not isinstance(config.method, SFTConfig):
         raise ConfigError(
             f"method={config.method.name} needs a model that writes answers, and model={model} is an encoder, whose "
             f"new head has to be trained on labels: use method=sft"
@@ -711,6 +725,19 @@ def _check_encoder(config: Config) -> None:
     ):
         if given:
             raise ConfigError(f"{key} needs a language model, and model={model} is an encoder")
+
+
+def check_encoder_loss(method: RewardModelConfig, model: str, key: str) -> None:
+    """Raises ConfigError where an encoder, which scores a text as a whole, would have to score its tokens.
+
+    Args:
+        key: under which the settings stand.
+    """
+    if method.loss == "divergence":
+        raise ConfigError(
+            f"{key}.loss=divergence compares the scores of tokens, and model={model} is an encoder that scores a text "
+            f"as a whole: use {key}.loss=last_token"
+        )
 
 
 def check_ranges(node: Any, prefix: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from nlu_ppo.errors import DataError
 from nlu_ppo.methods import reward_model as method_of
 from nlu_ppo.methods.reward_model import TokenPair, score_pairs, tokenized
 from nlu_ppo.methods.setting import Part, Setting, training_examples
+from nlu_ppo.preference.loading import load_reward_model, new_reward_model
 from nlu_ppo.preference.measure import accuracy_interval
-from nlu_ppo.preference.model import RewardModel, load_reward_model, new_reward_model
+from nlu_ppo.preference.model import RewardModel
 from nlu_ppo.preference.pairs import (
     LABELS,
     Pair,
@@ -54,7 +56,8 @@ def _part(config: Config, data: TaskData, model: RewardModel) -> Part:
     prompter = Prompter(data.task, model.tokenizer, config.model.layout, analysis_tokens=analysis)
     rationales = load_rationales(data.task, config.task.rationale) if config.task.rationale else None
     part = Part(data, prompter, rationales)
-    prompter.max_prompt_tokens = model.context_length - part.longest_answer
+    if config.model.kind == "decoder":  # an encoder has no prompt
+        prompter.max_prompt_tokens = model.context_length - part.longest_answer
     return part
 
 
@@ -100,7 +103,7 @@ def _tokens(parts: Sequence[Part], pairs: PartPairs, model: RewardModel) -> list
     found: list[TokenPair] = []
     for number, part in enumerate(parts):
         own = [pair for owner, pair in pairs if owner == number]
-        found += tokenized(part.prompter, own, model.context_length)
+        found += tokenized(model, part.prompter, own)
     return found
 
 
@@ -146,12 +149,15 @@ def scorers(
 ) -> dict[str, Callable[[str, Sequence[Example], Sequence[str]], list[float]]]:
     """What the trained models say of completions, by the key that holds their settings.
 
-    They share the policy's base model and tokenizer, and so its prompts.
+    Where they share the policy's base model and tokenizer they share its prompts, too.
     """
-    prompters = {part.task.name: part.prompter for part in parts}
 
     def scorer(folder: Path) -> Callable[[str, Sequence[Example], Sequence[str]], list[float]]:
-        model = load_reward_model(config.model, config.lora, folder, config.device)
+        base = config.reward.model or config.model
+        model = load_reward_model(base, config.lora, folder, config.device)
+        own = dataclasses.replace(config, model=base)
+        read = parts if base is config.model else [_part(own, part.data, model) for part in parts]
+        prompters = {part.task.name: part.prompter for part in read}
         return lambda task, examples, completions: model.judge(prompters[task], examples, completions)
 
     return {name: scorer(folder) for name, folder in folders.items()}

@@ -152,14 +152,15 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def reward_model_config(config: Config, name: str) -> Config:
-    """The run of the reward model that stands under `reward.<name>`: same task, model, adapter and seed.
+    """The run of the reward model that stands under `reward.<name>`: same task, adapter settings and seed.
 
     Its study is one of its own, for a model is shared by the studies that need it, and no row of their tables.
     """
     method = getattr(config.reward, name)
     return dataclasses.replace(
-        config, method=method, reward=RewardConfig("none"), eval=EvalConfig(), study=REWARD_MODELS
-    )
+        config, method=method, model=config.reward.model or config.model, reward=RewardConfig("none"),
+        eval=EvalConfig(), study=REWARD_MODELS,
+    )  # fmt: skip
 
 
 def _file_identity(value: str | None) -> str | None:
@@ -208,7 +209,11 @@ def _eval_identity(config: EvalConfig, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def _reward_identity(config: RewardConfig) -> dict[str, Any]:
     """The reward's settings; of a user's own function the name and the contents of its file."""
-    models = ("label_model.", "rationale_model.")  # a model that is asked counts by its own run's key
+    models = (
+        "label_model.",
+        "rationale_model.",
+        "model.",
+    )  # a model that is asked counts by its own run's key
     parts = {name: value for name, value in key_fields(config).items() if not name.startswith(models)}
     if ".py:" in config.name:
         path, _, function = config.name.rpartition(":")
@@ -253,6 +258,10 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             )
         if isinstance(config.method, RewardedConfig):
             get_reward(config.reward, task)
+            if config.reward.model is not None and not needed_models(config.reward):
+                raise ConfigError(
+                    f"reward.model: reward={config.reward.name} asks no reward model that could use it"
+                )
             for name in needed_models(config.reward):
                 check_pairs(getattr(config.reward, name), task, config.task.rationale, f"reward.{name}")
         if isinstance(config.method, RewardModelConfig):
@@ -262,7 +271,7 @@ def build_run(config: Config, folder: Path, typed: Iterable[str] = ()) -> Run:
             _check_rationale(config, task)
         if isinstance(config.method, SFTConfig):
             check_answer_words(config.method, task)
-    if config.model.kind == "encoder":
+    if config.model.kind == "encoder" and not isinstance(config.method, RewardModelConfig):
         check_encoder(config)
     if config.eval.scoring == "as_published":
         for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):

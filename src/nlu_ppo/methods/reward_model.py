@@ -58,29 +58,27 @@ class Scored:
         return pair_metrics(self.chosen, self.rejected)
 
 
-def tokenized(prompter: Prompter, pairs: Sequence[Pair], context_length: int) -> list[TokenPair]:
+def tokenized(model: RewardModel, prompter: Prompter, pairs: Sequence[Pair]) -> list[TokenPair]:
     """Prompts and completions as tokens.
 
     Raises:
         DataError: a pair is longer than the model's context.
     """
-    examples = [pair.example for pair in pairs if pair.example is not None]
-    ids = iter(prompter.encode(examples))
-    found = []
-    for number, pair in enumerate(pairs):
-        if pair.example is not None:
-            prompt: Sequence[int] = next(ids).ids
-        else:
-            (prompt,) = prompter.tokenize([prompter.render_query(*pair.query)])
-        rows = [[*prompt, *prompter.completion_ids(text)] for text in (pair.chosen, pair.rejected)]
-        if max(map(len, rows)) > context_length:
+    queries = [pair.query if pair.example is None else pair.example for pair in pairs]
+    chosen, rejected = (
+        model.read(prompter, queries, texts)
+        for texts in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+    )
+    found = [TokenPair(*row) for row in zip(pairs, chosen, rejected, strict=True)]
+    for number, row in enumerate(found):
+        name, length = repr(row.pair.group[:60]), max(len(row.chosen), len(row.rejected))
+        if length > model.context_length:
             raise DataError(
-                f"pair {number} ({pair.group[:60]!r}) has {max(map(len, rows))} tokens, more than the model's context "
-                f"of {context_length}: shorten it, or take a model with a longer context"
+                f"pair {number} ({name}) has {length} tokens, more than the model's context of "
+                f"{model.context_length}: shorten it, or take a model with a longer context"
             )
-        if rows[0] == rows[1]:
-            raise DataError(f"pair {number} ({pair.group[:60]!r}) is the same twice in this model's tokens")
-        found.append(TokenPair(pair, *rows))
+        if row.chosen == row.rejected:
+            raise DataError(f"pair {number} ({name}) is the same twice in this model's tokens")
     return found
 
 
@@ -137,10 +135,11 @@ def pair_loss(
         inputs: `input_ids` and `attention_mask` as TRL's collator makes them: all chosen rows, then all rejected.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    if method.loss == "last_token":
+        rewards = model.batch_rewards(ids, inputs["attention_mask"]).view(2, -1)
+        return last_token_loss(rewards[0], rewards[1], method.temperature), rewards
     scores = model.token_scores(ids, inputs["attention_mask"])
     rewards = last_scores(scores, mask).view(2, -1)
-    if method.loss == "last_token":
-        return last_token_loss(rewards[0], rewards[1], method.temperature), rewards
     chosen_mask, rejected_mask = mask.chunk(2)
     first = first_divergence(*ids.masked_fill(~mask, -1).chunk(2), chosen_mask | rejected_mask)  # type: ignore[call-arg]
     chosen, rejected = scores.chunk(2)

@@ -53,11 +53,10 @@ class Classifier:
     def read(self, task: Task, example: Example) -> tuple[str, str | None]:
         """The texts that the model reads as its first and second segment.
 
-        They are the task's fields in the order of its template. Of more than two, all but the first make up the
-        second segment, with the tokenizer's own separator between them.
+        Of more than two, all but the first make up the second segment, with the tokenizer's own separator between
+        them.
         """
-        names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(task.template) if name)
-        first, *rest = (example.fields[name] for name in names)
+        first, *rest = texts_of(task, example)
         return first, f" {self.tokenizer.sep_token} ".join(rest) if rest else None
 
     def encode(self, task: Task, example: Example) -> tuple[dict[str, list[int]], bool]:
@@ -101,6 +100,12 @@ class Classifier:
         return list(logits.argmax(-1).tolist())
 
 
+def texts_of(task: Task, example: Example) -> list[str]:
+    """The texts of an example, in the order in which the task's template has them."""
+    names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(task.template) if name)
+    return [example.fields[name] for name in names]
+
+
 @contextlib.contextmanager
 def _without_report() -> Iterator[None]:
     """Without transformers' warning that the head is new, as it has to be; what else is missing we check."""
@@ -122,10 +127,30 @@ def load_classifier(model: ModelConfig, task: Task, seed: int, device: torch.dev
     Raises:
         ModelError: the model can't be found or read, or it has no padding token.
     """
+    regress = task.kind is Kind.REGRESS
+    kind = "regression" if regress else "single_label_classification"
+    found, tokenizer, context = load_encoder(model, 1 if regress else len(task.labels), kind, seed, device)
+    if not regress:
+        found.config.id2label = dict(enumerate(task.labels))
+        found.config.label2id = {label: i for i, label in enumerate(task.labels)}
+    return Classifier(found, tokenizer, context, task)
+
+
+def load_encoder(
+    model: ModelConfig, outputs: int, problem_type: str, seed: int, device: torch.device
+) -> tuple[Any, Any, int]:
+    """An encoder with a new head of so many outputs, its tokenizer, and the tokens that it can read.
+
+    Args:
+        problem_type: as transformers calls it; it chooses the loss.
+        seed: of the head's first weights.
+
+    Raises:
+        ModelError: the model can't be found or read, or it has no padding token.
+    """
     where = resolve_path(model.path)
     dtype = {"auto": torch.float32}.get(model.dtype) or getattr(torch, model.dtype)
     common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    regress = task.kind is Kind.REGRESS
     torch.manual_seed(seed)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where, **common)
@@ -133,8 +158,8 @@ def load_classifier(model: ModelConfig, task: Task, seed: int, device: torch.dev
             found, loaded = AutoModelForSequenceClassification.from_pretrained(
                 where,
                 output_loading_info=True,
-                num_labels=1 if regress else len(task.labels),
-                problem_type="regression" if regress else "single_label_classification",
+                num_labels=outputs,
+                problem_type=problem_type,
                 dtype=dtype,
                 attn_implementation=model.attention,
                 use_safetensors=True,
@@ -153,11 +178,8 @@ def load_classifier(model: ModelConfig, task: Task, seed: int, device: torch.dev
             f"model.path={model.path}: its tokenizer has no padding or no separating token, as encoders' have: "
             f"model.kind=decoder?"
         )
-    if not regress:
-        found.config.id2label = dict(enumerate(task.labels))
-        found.config.label2id = {label: i for i, label in enumerate(task.labels)}
     known = getattr(found.config, "max_position_embeddings", None) or tokenizer.model_max_length
     fits = min(known, tokenizer.model_max_length)
     if model.context_length and model.context_length > fits:
         raise ModelError(f"model.context_length={model.context_length} is more than the model's {fits}")
-    return Classifier(found.to(device).eval(), tokenizer, model.context_length or int(fits), task)
+    return found.to(device).eval(), tokenizer, model.context_length or int(fits)
