@@ -118,7 +118,10 @@ class EndpointConfig:
     )
     temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0, resolved=True)
     max_tokens: int | None = option(
-        None, "longest reply in tokens; null fits what is asked for (of an analysis task.rationale_tokens, and 16)", low=1, resolved=True
+        None,
+        "longest reply in tokens; null fits what is asked for (an analysis: task.rationale_tokens, and 16)",
+        low=1,
+        resolved=True,
     )
     seed: int = option(
         0, "of sampling; apart from the run's, so that all seeds share what is paid for", low=0, resolved=True

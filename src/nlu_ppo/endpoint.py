@@ -7,6 +7,7 @@ nowhere.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,8 @@ class Endpoint:
             raise ConfigError(
                 "asking a server needs the package openai: pip install -e '.[api]' brings it"
             ) from error
+        for chatty in ("openai", "httpx", "httpx2"):  # a line per request
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         self._openai: Any = openai
         self._config, self._cache, self._where = config, cache, where
         address = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
