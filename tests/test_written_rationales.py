@@ -7,6 +7,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +280,30 @@ def test_what_never_comes_is_counted_and_told(tmp_path: Path, capsys: pytest.Cap
         ):
             provide_analyses(config_of(*words, "task.writer.attempts=4", "task.writer.retries=0",
                                        "task.on_bad_row=skip", "task.writer.at_once=2"))  # fmt: skip
+
+
+@needs_openai
+def test_of_runs_that_need_the_same_at_the_same_time_one_pays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    both = threading.Event()
+
+    def slow(body: dict[str, Any], number: int):
+        assert both.wait(20)  # nobody gets an answer before the other run waits for it
+        return defend(body, number)
+
+    with ChatServer(slow) as server, ThreadPoolExecutor(2) as pool:
+        words = ["method=sft", *SMALL, *SERVED, f"task.writer.base_url={server.url}", f"outputs={tmp_path}"]
+        configs = [config_of(*words, f"seed={seed}") for seed in (0, 1)]
+        runs = [pool.submit(provide_analyses, config) for config in configs]
+        told = ""
+        while "waiting for another process" not in told:
+            told += capsys.readouterr().out
+            assert not any(run.done() for run in runs)
+            time.sleep(0.02)
+        both.set()
+        assert len({run.result() for run in runs}) == 1
+        assert len(server.bodies) == 12
 
 
 @needs_openai

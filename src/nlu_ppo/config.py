@@ -148,7 +148,10 @@ class WriterConfig(EndpointConfig):
     """With rationale=endpoint or rationale=model: who writes analyses, and how."""
 
     attempts: int = option(
-        3, "times that an analysis is asked for, if what comes back is none", low=1, resolved=True
+        3,
+        "times that an analysis is asked for, if what comes back is none; once if greedy",
+        low=1,
+        resolved=True,
     )
 
 

@@ -88,7 +88,13 @@ class _EndpointWriter:
         endpoint = self._server()
         estimate = endpoint.estimate([self._request(a) for a in asked])
         endpoint.check_cost(estimate)
-        return f"{self._config.task.writer.model} at {endpoint.address}: {estimate}"
+        settings = self._config.task.writer
+        again = (
+            ""
+            if attempts(settings) == 1
+            else f"; what is asked again adds to it, up to ${settings.max_cost:g} in all"
+        )
+        return f"{settings.model} at {endpoint.address}: {estimate}{again}"
 
     def write(self, asked: Sequence[Asked], progress: str) -> dict[str, int]:
         found: dict[str, int] = {}
