@@ -72,7 +72,7 @@ docs: $(STAMP) ## rewrite the generated pages of docs/
 
 lock: $(STAMP) ## resolve constraints.txt anew, for every supported Python
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra slurm --extra postgres pyproject.toml -o constraints.txt
+	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra api --extra slurm --extra postgres pyproject.toml -o constraints.txt
 
 clean: ## remove the virtual environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

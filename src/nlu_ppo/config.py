@@ -106,6 +106,56 @@ class RecordConfig:
 
 
 @dataclass
+class EndpointConfig:
+    """A model behind an OpenAI-compatible server. Its key comes from the environment variable OPENAI_API_KEY."""
+
+    # `resolved`: what asks an endpoint puts these into its key itself, and a run that asks none has none of them
+    model: str | None = option(None, "the model's name, as the server knows it", resolved=True)
+    base_url: str | None = option(
+        None,
+        "the server, such as http://localhost:8000/v1; null is OPENAI_BASE_URL of the environment, or else OpenAI's",
+        key=False,
+    )
+    temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0, resolved=True)
+    max_tokens: int | None = option(
+        None,
+        "longest reply in tokens; null fits what is asked for (an analysis: task.rationale_tokens, and 16)",
+        low=1,
+        resolved=True,
+    )
+    seed: int = option(
+        0, "of sampling; apart from the run's, so that all seeds share what is paid for", low=0, resolved=True
+    )
+    at_once: int = option(8, "requests under way at a time", low=1, key=False)
+    timeout: float = option(60.0, "seconds to wait for an answer", low=0.1, key=False)
+    retries: int = option(
+        5,
+        "times that a request is sent again after an error or silence, with growing pauses",
+        low=0,
+        key=False,
+    )
+    price_in: float | None = option(
+        None, "US dollars per million tokens sent; null is 0 for a server on this machine", low=0, key=False
+    )
+    price_out: float | None = option(None, "the same of tokens received", low=0, key=False)
+    max_cost: float = option(
+        1.0, "dollars that may be spent at most; what costs more is refused", low=0, key=False
+    )
+
+
+@dataclass
+class WriterConfig(EndpointConfig):
+    """With rationale=endpoint or rationale=model: who writes analyses, and how."""
+
+    attempts: int = option(
+        3,
+        "times that an analysis is asked for, if what comes back is none; once if greedy",
+        low=1,
+        resolved=True,
+    )
+
+
+@dataclass
 class TaskConfig:
     """Which task, and where its examples come from."""
 
@@ -142,12 +192,14 @@ class TaskConfig:
     rationale: str | None = option(
         None,
         "answers are followed by an analysis, and those to learn from come from a JSON file in paper B's format (its "
-        "contents count) or, `generated`, from a toy task's generator",
+        "contents count), from a toy task's generator (`generated`), or are written by the run's own base model "
+        "(`model`) or by an OpenAI-compatible server (`endpoint`), as task.writer says",
         key=False,
     )
     rationale_tokens: int = option(
         64, "with a rationale: tokens that an analysis may take", low=8, since=True
     )
+    writer: WriterConfig = field(default_factory=WriterConfig)
     limit: LimitConfig = field(default_factory=LimitConfig)
     record: RecordConfig | None = option(
         None, "a task of your own, described by the keys below", resolved=True

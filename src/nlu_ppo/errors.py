@@ -33,6 +33,10 @@ class TrackingError(UserError):
     """MLflow can't be reached, or refuses what it is asked."""
 
 
+class EndpointError(UserError):
+    """A server that is asked for a model's answers refuses, is gone, or has cost what it may."""
+
+
 class FolderBusyError(RunFolderError):
     """Another process is at work on the run."""
 

@@ -125,7 +125,9 @@ class Prompter:
             raise ValueError(f"example {example.id} has no label and can't be a demonstration")
         return self.completion(example.label)
 
-    def _render_chat(self, instruction: str, demonstrations: list[tuple[str, str]], query: str) -> str:
+    def _render_chat(
+        self, instruction: str, demonstrations: list[tuple[str, str]], query: str, opening: str = OPEN
+    ) -> str:
         turns: list[dict[str, str]] = []
         for shown, answer in demonstrations:
             turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": OPEN + answer}]
@@ -142,7 +144,7 @@ class Prompter:
                 failure = error
                 continue
             if instruction in text:
-                return text + OPEN
+                return text + opening
         raise ModelError(
             f"the tokenizer's chat template takes neither a system turn nor the instruction in the first "
             f"user turn ({failure}): use model.layout=plain"

@@ -25,7 +25,7 @@ from nlu_ppo.preference.pairs import (
     rationale_pairs,
 )
 from nlu_ppo.prompting import Prompter
-from nlu_ppo.tasks.rationales import load_rationales
+from nlu_ppo.rationales.writing import rationales_of
 from nlu_ppo.tasks.record import Example
 from nlu_ppo.tasks.splits import TaskData
 
@@ -54,8 +54,7 @@ def prepare(
 def _part(config: Config, data: TaskData, model: RewardModel) -> Part:
     analysis = config.task.rationale_tokens if config.task.rationale else 0
     prompter = Prompter(data.task, model.tokenizer, config.model.layout, analysis_tokens=analysis)
-    rationales = load_rationales(data.task, config.task.rationale) if config.task.rationale else None
-    part = Part(data, prompter, rationales)
+    part = Part(data, prompter, rationales_of(config, data.task))
     if config.model.kind == "decoder":  # an encoder has no prompt
         prompter.max_prompt_tokens = model.context_length - part.longest_answer
     return part

@@ -37,12 +37,14 @@ from nlu_ppo.errors import ConfigError, DiskError, FolderBusyError, RunFolderErr
 from nlu_ppo.further import further_identity, further_tasks, load_further, record_identity
 from nlu_ppo.models.locate import adapter_fingerprint, fingerprint
 from nlu_ppo.preference.pairs import check_pairs, from_file
+from nlu_ppo.rationales.writers import writer_identity
+from nlu_ppo.rationales.writing import check_writer, provide, rationales_of, with_analyses
 from nlu_ppo.rewards import get_reward, needed_models
 from nlu_ppo.storage import writing
 from nlu_ppo.tasks import Task, tasks_of
 from nlu_ppo.tasks.published import check_published
-from nlu_ppo.tasks.rationales import check_rationales
-from nlu_ppo.tasks.splits import check_source, data_fingerprint
+from nlu_ppo.tasks.rationales import MODEL, WRITTEN, check_rationales
+from nlu_ppo.tasks.splits import check_source, data_fingerprint, load_tasks
 from nlu_ppo.tasks.submission_sets import check_submission, submission_fingerprint
 from nlu_ppo.tasks.texts import text_identity
 from nlu_ppo.tracking.credentials import without_password
@@ -128,7 +130,8 @@ def identity(config: Config) -> dict[str, Any]:
     elif trains:
         parts["lora"] = key_fields(config.lora) if config.lora.enabled else {"enabled": False}
     if config.task.rationale is not None:
-        parts["rationale"] = _file_identity(config.task.rationale)
+        written = config.task.rationale in WRITTEN
+        parts["rationale"] = writer_identity(config) if written else _file_identity(config.task.rationale)
     if isinstance(method, RewardModelConfig):
         parts["pairs"] = [_file_identity(method.pairs), _file_identity(method.held_out_pairs)]
         parts["eval"] = {"bootstrap_samples": config.eval.bootstrap_samples}  # it answers nothing
@@ -293,6 +296,16 @@ def _check_rationale(config: Config, task: Task) -> None:
     """Raises ConfigError where answers with an analysis don't fit task, method or scoring."""
     assert config.task.rationale is not None
     check_rationales(task, config.task.rationale)
+    check_writer(config)
+    if config.model.kind == "encoder" and not isinstance(config.method, RewardModelConfig):
+        raise ConfigError(
+            f"task.rationale needs a model that writes, and model={config.model.name} is an encoder"
+        )
+    if config.task.rationale == MODEL and (config.model.kind == "encoder" or config.reward.model is not None):
+        raise ConfigError(
+            "task.rationale=model asks the run's own base model, and here the reward model has another one: have the "
+            "analyses written first (python -m nlu_ppo.rationales), and name the file with task.rationale=FILE"
+        )
     if config.method.name == "few_shot":
         raise ConfigError("task.rationale: the demonstrations of method=few_shot have no analysis to show")
     if isinstance(config.method, SFTConfig) and config.method.answer_words:
@@ -369,6 +382,7 @@ def _execute(run: Run) -> dict[str, Any]:
         if done is not None:
             print(f"already finished: {run.folder}")
             return done
+        provide_analyses(run.config)
         start = _start_of(run)
         judges = _reward_models_of(run)
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
@@ -480,11 +494,9 @@ def _trained(config: Config) -> Path:
     home = outputs / config.study / subfolder(config, key)
     waiting = False
     while True:
-        for path in (home, *sorted(outputs.glob(f"*/{subfolder(config, key)}"))):
-            found = RunFolder(path, key)
-            result = found.read_json("result.json")
-            if (result.get("status"), result.get("key")) == ("finished", key) and found.adapter.is_dir():
-                return found.adapter
+        found = _finished_weights(config)
+        if found is not None:
+            return found
         try:
             if not waiting:
                 print(f"what this run starts from: {home}", flush=True)
@@ -492,6 +504,38 @@ def _trained(config: Config) -> Path:
         except FolderBusyError:
             waiting = True
             time.sleep(POLL)
+
+
+def _finished_weights(config: Config) -> Path | None:
+    """The weights of a run if any study has it, finished."""
+    outputs, key = Path(config.outputs), run_key(config)
+    home = outputs / config.study / subfolder(config, key)
+    for path in (home, *sorted(outputs.glob(f"*/{subfolder(config, key)}"))):
+        found = RunFolder(path, key)
+        result = found.read_json("result.json")
+        if (result.get("status"), result.get("key")) == ("finished", key) and found.adapter.is_dir():
+            return found.adapter
+    return None
+
+
+def provide_analyses(config: Config, dry_run: bool = False) -> Path | None:
+    """Has the analyses written that a run learns from, and the runs that it starts from or asks, if a model writes
+    them. All at once and first of all, so that what they cost is told before anything is trained.
+
+    Returns:
+        the folder of what is written; `None` if the run needs none.
+
+    Raises:
+        UserError: as `rationales.writing.provide`.
+    """
+    if config.task.rationale not in WRITTEN:
+        return None
+    configs, start = [config], start_config(config)
+    others = [] if start is None else [start]
+    if isinstance(config.method, RewardedConfig):
+        others += [reward_model_config(config, name) for name in needed_models(config.reward)]
+    configs += [other for other in others if _finished_weights(other) is None]
+    return provide(configs, load_tasks(config.task, Path(config.outputs) / CACHE), dry_run)
 
 
 def _work(
@@ -508,9 +552,7 @@ def _work(
     from nlu_ppo.prompting import Prompter
     from nlu_ppo.results import evaluate_part, prediction_lines, summarize
     from nlu_ppo.serving import served
-    from nlu_ppo.tasks.rationales import load_rationales
     from nlu_ppo.tasks.record import CLOSE_ANALYSIS
-    from nlu_ppo.tasks.splits import load_tasks
     from nlu_ppo.tasks.submission_sets import load_submission
 
     quiet_libraries()
@@ -518,6 +560,7 @@ def _work(
     scratch = Path(config.outputs) / CACHE
     # the further sets too, so that a missing file ends the run before anything is trained
     tasks, beside = load_tasks(config.task, scratch), load_further(config, scratch)
+    tasks = with_analyses(config, tasks)
     skipped = _skipped_rows(tasks, beside)
     submission = (
         load_submission([data.task for data in tasks], config.task, scratch)
@@ -542,7 +585,7 @@ def _work(
                     cache=cache,
                     analysis_tokens=config.task.rationale_tokens if config.task.rationale else 0,
                 ),
-                load_rationales(data.task, config.task.rationale) if config.task.rationale and own else None,
+                rationales_of(config, data.task) if own else None,
             )
             for data in group
         )
@@ -615,11 +658,10 @@ def _work_on_pairs(run: Run, folder: RunFolder, recorder: Recorder) -> dict[str,
     from nlu_ppo import reward_runs
     from nlu_ppo.models.loading import peak_memory_bytes
     from nlu_ppo.progress import quiet_libraries
-    from nlu_ppo.tasks.splits import load_tasks
 
     quiet_libraries()
     config, clock = run.config, Stopwatch()
-    tasks = load_tasks(config.task, Path(config.outputs) / CACHE)
+    tasks = with_analyses(config, load_tasks(config.task, Path(config.outputs) / CACHE))
     setting, pairs, held_out = reward_runs.prepare(config, tasks, recorder)
     folder.update_record(
         {

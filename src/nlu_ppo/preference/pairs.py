@@ -74,16 +74,19 @@ def label_pairs(
     """
     for example in examples:
         assert example.label is not None
-        others = [label for label in range(len(task.labels)) if label != example.label]
-        if wrong == "one":
-            others = [random.Random(f"{seed}/{task.name}/{example.id}").choice(others)]
-        for label in others:
+        for label in wrong_labels(task, example, wrong, seed):
             yield Pair(
                 example.id,
                 _completion(task, example, int(example.label), rationales),  # type: ignore[arg-type]
                 _completion(task, example, label, rationales),
                 example,
             )
+
+
+def wrong_labels(task: Task, example: Example, wrong: str, seed: int) -> list[int]:
+    """The labels that stand below the right one; arguments as of `label_pairs`."""
+    others = [label for label in range(len(task.labels)) if label != example.label]
+    return others if wrong == "all" else [random.Random(f"{seed}/{task.name}/{example.id}").choice(others)]
 
 
 def rationale_pairs(

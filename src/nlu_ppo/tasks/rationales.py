@@ -1,5 +1,7 @@
 """Where the analyses come from that stand behind a judgement: a JSON file in paper B's format, or a toy's generator.
 
+Those that a model writes (`nlu_ppo.rationales`) end up in such a file, too.
+
 The format (arXiv 2405.19763, its released data): a JSON list of objects with `instruction`, `input`, `output` and
 `history`; a query is the instruction, a line break and the input. Where two answers are ranked, `output` is the
 list of the better and the worse one.
@@ -19,6 +21,8 @@ from nlu_ppo.tasks.record import CLOSE, CLOSE_ANALYSIS, OPEN, OPEN_ANALYSIS, Exa
 from nlu_ppo.tasks.toy import TOY_TASKS, toy_rationale
 
 GENERATED = "generated"
+MODEL, ENDPOINT = "model", "endpoint"  # who writes what isn't there
+WRITTEN = (MODEL, ENDPOINT)
 
 Rationales = Callable[[Example, Label], str]  # the analysis that argues for a label, right or wrong
 _ANALYSIS = re.compile(re.escape(OPEN_ANALYSIS) + "(.*?)" + re.escape(CLOSE_ANALYSIS), re.DOTALL)
@@ -36,14 +40,19 @@ def check_rationales(task: Task, source: str) -> None:
             f"task.rationale=generated is for the toy tasks, whose generator knows why a label holds; for "
             f"task={task.name} name a JSON file of answers with their analysis"
         )
-    if source != GENERATED and not Path(source).is_file():
-        raise ConfigError(f"task.rationale={source}: there is no such file")
+    if source not in (GENERATED, *WRITTEN) and not Path(source).is_file():
+        raise ConfigError(
+            f"task.rationale={source}: there is no such file (or write generated, model or endpoint)"
+        )
     if task.kind is not Kind.CLASSIFY:
         raise ConfigError(f"task.rationale needs a task with labels, and the answers of {task.name} are none")
 
 
 def load_rationales(task: Task, source: str) -> Rationales:
     """The analyses of a task.
+
+    Args:
+        source: `generated`, or a file.
 
     Raises:
         DataError: the file is no list of records in paper B's format, or an answer lacks its analysis. What it returns
