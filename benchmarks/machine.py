@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +39,24 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch with so many threads inside, and with those it had before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def matmul_rate(threads: int, repetitions: int = 5, size: int = SIZE) -> float:
     """Operations per second of a square float32 product: the median of a few, after one to warm up."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     a, b = torch.randn(size, size), torch.randn(size, size)
     rates = []
-    for _ in range(repetitions + 1):
-        start = time.perf_counter()
-        a @ b
-        rates.append(2 * size**3 / (time.perf_counter() - start))
-    torch.set_num_threads(before)
+    with torch_threads(threads):
+        for _ in range(repetitions + 1):
+            start = time.perf_counter()
+            a @ b
+            rates.append(2 * size**3 / (time.perf_counter() - start))
     return statistics.median(rates[1:])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.machine import torch_threads
 from benchmarks.ours import make_step
 from benchmarks.worker import build_model, build_tokenizer
 from benchmarks.workload import built_in, shrunk
@@ -61,12 +62,12 @@ def group_of(operator: str) -> str:
 def profile_step(case: str, tiny: bool = False, share_prefix: bool = True) -> tuple[dict[str, float], list]:
     """Seconds by group, and (operator, seconds, calls) of all operators, most expensive first."""
     workload = shrunk(built_in()[case]) if tiny else built_in()[case]
-    torch.set_num_threads(workload.threads)
-    torch.manual_seed(workload.seed)
-    step = make_step(workload, build_model(workload), build_tokenizer(workload), share_prefix)
-    step()
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with torch_threads(workload.threads):
+        torch.manual_seed(workload.seed)
+        step = make_step(workload, build_model(workload), build_tokenizer(workload), share_prefix)
         step()
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            step()
     events = found.key_averages()
     totals: dict[str, float] = defaultdict(float)
     for event in events:

@@ -20,6 +20,8 @@ import nlu_ppo.methods  # noqa: F401  what every attempt needs, loaded once
 from nlu_ppo.storage import SEAL, damage
 
 ROOT = Path(__file__).parents[1]
+# Hydra looks for plugins once, and forked processes know what this one has found; train.py has this folder by itself.
+sys.path.insert(0, str(ROOT))
 
 COMMON = (
     "model=tiny", "tracking=none", "eval.bootstrap_samples=20", "task.selection=16", "task.limit.train=72",

@@ -2,12 +2,24 @@
 
 import os
 import shutil
+import signal
 
 # Workers share the cores (pytest -n): threads that wait for each other would cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Gives signals their usual effect.
+
+    A shell's background job has its Ctrl-C ignored, and `nohup` the end of the terminal; processes pass that on to
+    those they start. Runs respect it, and so the tests of signals would wait in vain.
+    """
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from composing import ROOT
 from nlu_ppo.tables import build_table, collect, load_expected
 
 LEAVE_OUT = "NLU_PPO_NO_REPRODUCE"
+GAIN = 20.0  # points over zero-shot that training brings, on either task
 
 
 @pytest.mark.slow
@@ -35,6 +36,10 @@ def test_the_demo(tmp_path):
     expected = load_expected("demo")
     table = build_table(collect(tmp_path, "demo"), expected=expected)
     assert [verdict.state for verdict in table.verdicts] == ["ok"] * 8
+    scores = {verdict.demand.cell[:3]: verdict.found for verdict in table.verdicts}
+    for task in ("toy_sentiment", "toy_nli"):
+        for method in ("sft", "ppo"):
+            assert scores[task, "tiny", method] >= scores[task, "tiny", "zero_shot"] + GAIN
     for name in ("table.html", "table.md", "table.tex", "table.csv", "metrics.csv", "scores.png"):
         assert (tmp_path / "demo" / "tables" / name).stat().st_size > 0
     # What the tolerances are there for: a method that learns nothing is out of them.
