@@ -17,7 +17,13 @@ from nlu_ppo.sweeper import expand
 
 ROOT = Path(__file__).parents[1]
 # What a choice leaves open on purpose.
-NEEDED = {"model=local": ["model.path=some/folder"]}
+NEEDED = {
+    "model=local": ["model.path=some/folder"],
+    **{
+        f"model={name}": ["method=sft"]
+        for name in ("bert_base", "bert_base_cased", "bert_large", "deberta_v3_large")
+    },
+}
 
 register_schemas()
 register_resolvers()

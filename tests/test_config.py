@@ -153,7 +153,7 @@ def test_a_wrong_value_is_named_with_its_key(override, says):
         (["method=sft", "method.kl_coef=0.1"], "kl_coef belongs to method=ppo"),
         (["method=ppo", "method.k=3"], "k belongs to method=few_shot"),
         (["task=rtee"], "Did you mean task=rte?"),
-        (["method=dpo"], "few_shot, ppo, ppo_text, sft, sft_code, zero_shot"),
+        (["method=dpo"], "few_shot, grpo, ppo, ppo_text, reward_model, rloo, sft, sft_code, zero_shot"),
         (["sweeps=demo"], "+group=choice"),
         (["~seed"], "seed can't be left out"),
         (["task"], "group=choice or key=value"),

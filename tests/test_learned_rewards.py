@@ -17,7 +17,7 @@ from nlu_ppo.inference.decoder import generate
 from nlu_ppo.methods.judging import judge_by
 from nlu_ppo.methods.setting import Part, Setting, TrainingStream
 from nlu_ppo.methods.sft import tokenized
-from nlu_ppo.preference.model import load_reward_model
+from nlu_ppo.preference.loading import load_reward_model
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.rewards import get_reward, needed_models
 from nlu_ppo.run import build_run, execute, identity, reward_model_config, run_key
@@ -202,6 +202,7 @@ def test_sft_learns_the_analysis_and_decoding_goes_on_to_its_end():
         policy.tokenizer.encode("Yes</Judgement><Analysis>no</Analysis> and more", add_special_tokens=False)
     )
     vocabulary = policy.base.config.vocab_size
+    policy.reads_trees = False  # it isn't tried whether it can, by what a model says that is none
     policy.logits = lambda _: torch.nn.functional.one_hot(torch.tensor([next(wanted)]), vocabulary).float()  # type: ignore
     policy.closing = "</Analysis>"
     (found,) = generate(policy, [[1, 2, 3]], 100)

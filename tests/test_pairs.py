@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import random_policy
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification
 
 from nlu_ppo.config import LoraConfig, ModelConfig, RewardModelConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.methods.reward_model import pair_loss, tokenized
+from nlu_ppo.preference.loading import new_reward_model
 from nlu_ppo.preference.losses import divergence_loss, first_divergence, last_scores, last_token_loss
 from nlu_ppo.preference.measure import accuracy_interval, pair_metrics
-from nlu_ppo.preference.model import new_reward_model
 from nlu_ppo.preference.pairs import check_pairs, file_pairs, hold_out, label_pairs, rationale_pairs
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks import get_task
@@ -230,16 +229,17 @@ def test_analyses_of_a_file_go_by_text_and_label(tmp_path: Path):
         load_rationales(SST2, str(path))
 
 
-def test_prompts_of_a_file_look_like_the_tasks_own():
-    policy = random_policy("llama")
-    prompter = Prompter(SST2, policy.tokenizer)
+def test_prompts_of_a_file_look_like_the_tasks_own(model_dir: Path):
+    model = new_reward_model(ModelConfig("m", str(model_dir)), LoraConfig("none", enabled=False), seed=1)
+    prompter = Prompter(SST2, model.tokenizer)
     example = Example("train-0", {"sentence": "fine"}, 1, task="sst2")
     assert prompter.render_query(prompter.instruction, prompter.query(example)) == prompter.render(example)
-    (pair,) = tokenized(prompter, list(label_pairs(SST2, [example], "all", 0)), 1000)
-    text = policy.tokenizer.decode(pair.chosen)
+    (pair,) = tokenized(model, prompter, list(label_pairs(SST2, [example], "all", 0)))
+    text = model.tokenizer.decode(pair.chosen)
     assert text.endswith("<Judgement>Positive</Judgement>")
+    model.context_length = 20
     with pytest.raises(DataError, match="more than the model's context of 20"):
-        tokenized(prompter, [pair.pair], 20)
+        tokenized(model, prompter, [pair.pair])
 
 
 def test_a_task_must_have_such_pairs():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nlu_ppo.choices import Choice, read_groups
+from nlu_ppo.config import ModelConfig, RewardModelConfig, SFTConfig, walk
 from nlu_ppo.mistakes import all_fields
 from nlu_ppo.reference import DOCS, PAGE, TASKS_PAGE, _choices_table, main, page
 from nlu_ppo.tasks import TASKS
@@ -52,11 +53,12 @@ def test_every_key_and_every_choice_is_on_the_page():
 
 
 def test_no_key_is_listed_twice():
-    keys = [
-        line.split("|")[1] for line in page().split("## Studies")[0].splitlines() if line.startswith("| `")
-    ]
-    dotted = [key for key in keys if "." in key]
-    assert len(dotted) == len(set(dotted))
+    """In a section. Methods of different sections may have keys of the same name, and what they share is above."""
+    for section in re.split("^#+ ", page().split("## Studies")[0], flags=re.MULTILINE):
+        keys = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+        dotted = [key for key in keys if "." in key]
+        assert len(dotted) == len(set(dotted)), section.partition("\n")[0]
+    assert page().count("| `method.rollouts` |") == page().count("| `method.batch_size` |") == 1
 
 
 @pytest.mark.parametrize("text", [page(), tasks_page()], ids=["config", "tasks"])
@@ -83,6 +85,12 @@ def test_main_writes_the_pages(tmp_path, capsys):
     assert capsys.readouterr().out.count("wrote") == 2
 
 
+NESTED = {  # settings of one thing within those of another
+    "method.start.": SFTConfig,
+    "reward.label_model.": RewardModelConfig,
+    "reward.rationale_model.": RewardModelConfig,
+    "reward.model.": ModelConfig,
+}
 PROSE = [*sorted(PAGE.parent.glob("*.md")), *sorted(PAGE.parents[1].glob("*.md"))]
 
 
@@ -93,6 +101,8 @@ def test_pages_name_only_what_exists(file: Path):
     for target in re.findall(r"^(?:    |`)?make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE):
         assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
     known = {key for key, _, _ in all_fields()}
+    for place, schema in NESTED.items():
+        known |= {key for key, _, _ in walk(schema(), place)}
     groups = "|".join(sorted({key.partition(".")[0] for key in known if "." in key}))
     for key in re.findall(rf"`((?:{groups})\.[a-z_.]+)(?:=[^`]*)?`", text):
         assert key in known, key

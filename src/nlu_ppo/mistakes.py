@@ -30,6 +30,7 @@ WANTED = {
     "list[str]": "a list such as [a,b]",
     "dict[str, str]": "a mapping such as {a: b}",
     "dict[str, float]": "a mapping such as {a: 1}",
+    "ModelConfig": "a mapping of the keys of model",
     "RewardModelConfig": "a mapping of the keys of method=reward_model",
     "dict[Any, Any]": "a mapping such as {a: b}",
     "RecordConfig": "a mapping of the keys of task.record",

@@ -14,6 +14,7 @@ from nlu_ppo.config import (
     Config,
     MethodConfig,
     RecordConfig,
+    RewardedConfig,
     TaskConfig,
     TrainingConfig,
     walk,
@@ -94,17 +95,25 @@ def _group_section(name: str, choices: list[Choice], default: str) -> Iterator[s
 
 def _method_keys() -> Iterator[str]:
     yield "How the model comes to do the task. The keys depend on the method; all take `method.max_steps`.\n"
-    shared = {item.name for item in dataclasses.fields(MethodConfig)}
-    own = {item.name for item in dataclasses.fields(TrainingConfig)}
-    training = [name for name, schema in METHOD_SCHEMAS.items() if issubclass(schema, TrainingConfig)]
-    yield f"### Keys of the methods that train: {', '.join(training)}\n"
-    yield _keys_table(walk(TrainingConfig(), "method."))
+    families = {MethodConfig: "", TrainingConfig: "train", RewardedConfig: "learn from a reward"}
+    for family, what in families.items():
+        if what:
+            names = [name for name, schema in METHOD_SCHEMAS.items() if issubclass(schema, family)]
+            yield f"### Keys of the methods that {what}: {', '.join(names)}\n"
+            yield _keys_table(_own_keys(family, families))
     for name, schema in METHOD_SCHEMAS.items():
-        inherited = own if issubclass(schema, TrainingConfig) else shared
-        leaves = [leaf for leaf in walk(schema(), "method.") if leaf[1].name not in inherited]
         yield f"### Keys of {name}\n\n{_first_line(schema)}\n"
-        if leaves:
+        if leaves := _own_keys(schema, families):
             yield _keys_table(leaves)
+
+
+def _own_keys(
+    schema: type[MethodConfig], families: Iterable[type[MethodConfig]]
+) -> list[tuple[str, dataclasses.Field[Any], Any]]:
+    """The keys of a method without those of the families that it belongs to, which have tables of their own."""
+    above = [family for family in families if issubclass(schema, family) and schema is not family]
+    inherited = {item.name for family in above for item in dataclasses.fields(family)}
+    return [leaf for leaf in walk(schema(), "method.") if leaf[1].name not in inherited]
 
 
 def _record_keys() -> Iterator[str]:
