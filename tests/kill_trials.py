@@ -44,7 +44,7 @@ def moment(kind: str, attempt: Attempt, chance: random.Random, seconds: float) -
     """When to kill: a function that says so."""
     folder = attempt.folder
     if kind == "step":
-        step = chance.randint(max(1, last_step(folder) + 1), 12)
+        step = chance.randint(min(12, max(1, last_step(folder) + 1)), 12)
         return lambda: last_step(folder) >= step
     if kind == "checkpoint":
         skipped = newest_good(folder) + chance.choice((0, 0, 4))
