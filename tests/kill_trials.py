@@ -44,7 +44,7 @@ def moment(kind: str, attempt: Attempt, chance: random.Random, seconds: float) -
     """When to kill: a function that says so."""
     folder = attempt.folder
     if kind == "step":
-        step = chance.randint(max(1, last_step(folder) + 1), 12)
+        step = chance.randint(min(12, max(1, last_step(folder) + 1)), 12)
         return lambda: last_step(folder) >= step
     if kind == "checkpoint":
         skipped = newest_good(folder) + chance.choice((0, 0, 4))
@@ -66,6 +66,7 @@ def trial(
     for kind in kinds:
         number = signal.SIGKILL if kind != "asked" else chance.choice(ASKING)
         before = len(log.read_text()) if log.exists() else 0
+        begun = begun_at(folder)
         attempt = start(folder, *arguments)
         when = moment(kind if kind != "asked" else chance.choice(("step", "time")), attempt, chance, seconds)
         alive = attempt.wait_until(when)
@@ -82,7 +83,7 @@ def trial(
         trained = "the run writes a checkpoint" in log.read_text()[before:]
         if code == 128 + number and trained and at > 0 and good != at:
             wrong.append(f"{number.name} after step {at} left a checkpoint of step {good}")
-        if code == 128 + number and not said_interrupted(folder):
+        if code == 128 + number and begun_at(folder) != begun and not said_interrupted(folder):
             wrong.append("result.json does not say that the run was interrupted")
     last = start(folder, *arguments)
     if last.wait() != 0:
@@ -100,11 +101,16 @@ def trial(
     return wrong
 
 
+def begun_at(folder: Path) -> int:
+    """Changes with every attempt that gets as far as to begin. Before that there is nothing to be told of its end."""
+    record = folder / "run.json"
+    return record.stat().st_mtime_ns if record.exists() else 0
+
+
 def said_interrupted(folder: Path) -> bool:
-    """Whether result.json says so. A run that had not begun when the signal came has none."""
-    if not (folder / "run.json").exists():
-        return True
-    return json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    """Whether result.json says so."""
+    result = folder / "result.json"
+    return result.exists() and json.loads(result.read_text())["status"] == "interrupted"
 
 
 def sweep(folder: Path) -> list[str]:

@@ -387,16 +387,17 @@ def _execute(run: Run) -> dict[str, Any]:
         judges = _reward_models_of(run)
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
-        folder.begin(
-            {
-                "host": socket.gethostname(),
-                "tags": tags,
-                "params": params_of(run.config, run.names, run.typed),
-                "identity": identity(run.config),
-            },
-            _written(run.config),
-        )
-        mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
+        with stopping.at_step_ends():  # what has begun is told how it ended
+            folder.begin(
+                {
+                    "host": socket.gethostname(),
+                    "tags": tags,
+                    "params": params_of(run.config, run.names, run.typed),
+                    "identity": identity(run.config),
+                },
+                _written(run.config),
+            )
+            mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
         try:
             with stopping.at_once():
                 recorder = Recorder(folder, mirror)
