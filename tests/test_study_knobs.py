@@ -13,6 +13,7 @@ from models import random_policy
 
 from nlu_ppo.config import RewardConfig
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.methods.curriculum import training_stream
 from nlu_ppo.methods.ppo import judge_by
 from nlu_ppo.methods.setting import Part, Setting, TrainingStream
 from nlu_ppo.methods.sft import tokenized
@@ -92,7 +93,7 @@ def test_noise_needs_labels():
 
 @pytest.mark.parametrize(("order", "sign"), [("short_first", 1), ("long_first", -1)])
 def test_every_epoch_goes_from_one_end_to_the_other(order, sign):
-    stream = TrainingStream(setting_of("method=ppo", f"method.order={order}"))
+    stream = training_stream(setting_of("method=ppo", f"method.order={order}"))
     numbers = list(itertools.islice(stream, 80))
     for epoch in (numbers[:40], numbers[40:]):
         assert sorted(epoch) == list(range(40))

@@ -31,6 +31,7 @@ WANTED = {
     "dict[str, str]": "a mapping such as {a: b}",
     "dict[str, float]": "a mapping such as {a: 1}",
     "ModelConfig": "a mapping of the keys of model",
+    "SFTConfig": "a mapping of the keys of method=sft",
     "RewardModelConfig": "a mapping of the keys of method=reward_model",
     "dict[Any, Any]": "a mapping such as {a: b}",
     "RecordConfig": "a mapping of the keys of task.record",

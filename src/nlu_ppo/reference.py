@@ -29,6 +29,7 @@ PAGE = DOCS / "configuration.md"
 TASKS_PAGE = DOCS / "tasks.md"
 MISSING = "???"
 
+FAMILIES = {TrainingConfig: "train", RewardedConfig: "learn from a reward"}  # methods with keys in common
 INTRODUCTION = """\
 # Configuration
 
@@ -95,23 +96,21 @@ def _group_section(name: str, choices: list[Choice], default: str) -> Iterator[s
 
 def _method_keys() -> Iterator[str]:
     yield "How the model comes to do the task. The keys depend on the method; all take `method.max_steps`.\n"
-    families = {MethodConfig: "", TrainingConfig: "train", RewardedConfig: "learn from a reward"}
-    for family, what in families.items():
-        if what:
-            names = [name for name, schema in METHOD_SCHEMAS.items() if issubclass(schema, family)]
-            yield f"### Keys of the methods that {what}: {', '.join(names)}\n"
-            yield _keys_table(_own_keys(family, families))
+    for family, what in FAMILIES.items():
+        names = [name for name, schema in METHOD_SCHEMAS.items() if issubclass(schema, family)]
+        yield f"### Keys of the methods that {what}: {', '.join(names)}\n"
+        yield _keys_table(_own_keys(family))
     for name, schema in METHOD_SCHEMAS.items():
         yield f"### Keys of {name}\n\n{_first_line(schema)}\n"
-        if leaves := _own_keys(schema, families):
+        if leaves := _own_keys(schema):
             yield _keys_table(leaves)
 
 
-def _own_keys(
-    schema: type[MethodConfig], families: Iterable[type[MethodConfig]]
-) -> list[tuple[str, dataclasses.Field[Any], Any]]:
-    """The keys of a method without those of the families that it belongs to, which have tables of their own."""
-    above = [family for family in families if issubclass(schema, family) and schema is not family]
+def _own_keys(schema: type[MethodConfig]) -> list[tuple[str, dataclasses.Field[Any], Any]]:
+    """Its keys without those of a table above: of the families that it belongs to, and what all methods have."""
+    above: list[type[MethodConfig]] = [f for f in FAMILIES if issubclass(schema, f) and schema is not f]
+    if schema not in FAMILIES:
+        above.append(MethodConfig)
     inherited = {item.name for family in above for item in dataclasses.fields(family)}
     return [leaf for leaf in walk(schema(), "method.") if leaf[1].name not in inherited]
 
