@@ -10,6 +10,9 @@ import pytest
 from composing import ROOT, config_of
 
 from nlu_ppo.choices import read_groups
+from nlu_ppo.cli import report
+from nlu_ppo.errors import UserError
+from nlu_ppo.progress import bar
 from nlu_ppo.sweeper import expand
 
 # A stand-in for train.py whose runs need no model: the same decorators, another body.
@@ -187,3 +190,10 @@ def test_the_composed_configuration_can_be_printed():
     assert told.returncode == 0
     assert "name: rte" in told.stdout
     assert told.stderr == ""
+
+
+def test_an_error_begins_a_line_of_its_own(capsys):
+    """Wherever a progress bar stands."""
+    bar(total=3, desc="sft").update()
+    report(UserError("there is no room"))
+    assert "error: there is no room" in capsys.readouterr().err.splitlines()

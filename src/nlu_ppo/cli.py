@@ -22,6 +22,7 @@ from nlu_ppo.choices import default_choices, read_groups
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
 from nlu_ppo.mistakes import explain, told
+from nlu_ppo.progress import close_bars
 from nlu_ppo.run import run_key, subfolder
 from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
@@ -122,6 +123,7 @@ def one_run(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def report(error: Exception, cell: str | None = None) -> None:
     """Prints the user's mistake as one message, a fault of the program with its traceback."""
+    close_bars()
     message = explain(error)
     if message is None:
         traceback.print_exception(error)
@@ -149,6 +151,7 @@ def command_line(main: Callable[[], Any]) -> None:
     except (HydraException, OmegaConfBaseException, UserError) as error:
         _give_up(error)
     except KeyboardInterrupt as stop:
+        close_bars()
         by = f" by {stop}" if isinstance(stop, Interrupted) else ""
         but = ", without overwrite=true," if any(word.startswith("overwrite=") for word in sys.argv) else ""
         print(f"interrupted{by}: the same command{but} goes on where this one stopped", file=sys.stderr)

@@ -18,6 +18,12 @@ def bar(**options: Any) -> Any:
     )
 
 
+def close_bars() -> None:
+    """Ends bars that an error has left in the middle of their line, so that what is said of it begins one."""
+    for shown in list(getattr(tqdm, "_instances", ())):
+        shown.close()
+
+
 def quiet_libraries() -> None:
     """Keeps loading bars and advice for library authors off the user's terminal; errors and warnings stay."""
     import datasets
