@@ -28,7 +28,7 @@ from attempts import (
 )
 from composing import config_of
 
-from nlu_ppo.run import run_key, subfolder
+from nlu_ppo.identity import run_key, subfolder
 
 MOMENTS = ("checkpoint", "results", "step", "start")
 

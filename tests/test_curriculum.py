@@ -13,10 +13,11 @@ from composing import config_of
 from models import random_policy
 
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.identity import run_key
 from nlu_ppo.methods import curriculum
 from nlu_ppo.methods.setting import Part, Setting
 from nlu_ppo.prompting import Prompter
-from nlu_ppo.run import build_run, run_key
+from nlu_ppo.run import build_run
 from nlu_ppo.tasks.splits import load_tasks
 
 SMALL = ("task.limit.train=12", "task.selection=0", "method.epochs=2")

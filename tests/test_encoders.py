@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.identity import run_key
 from nlu_ppo.models.classifier import load_classifier
-from nlu_ppo.run import Recorder, build_run, execute, run_key
+from nlu_ppo.run import Recorder, build_run, execute
 from nlu_ppo.tasks import TASKS
 from nlu_ppo.tasks.record import Example
 from nlu_ppo.tasks.toy import generate

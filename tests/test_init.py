@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.identity import run_key, start_config
 from nlu_ppo.models.loading import load_policy
-from nlu_ppo.run import execute, run_key, start_config
+from nlu_ppo.run import execute
 
 SMALL = ("task.limit.train=24", "task.limit.eval=6", "task.selection=0", "eval.bootstrap_samples=10",
          "eval.likelihood=false", "tracking=none", "model=local", "model.learning_rate.sft=1e-2")  # fmt: skip

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from nlu_ppo.config import Config, RewardConfig
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.identity import identity, reward_model_config, run_key, start_config
 from nlu_ppo.inference.decoder import generate
 from nlu_ppo.methods.judging import judge_by
 from nlu_ppo.methods.setting import Part, Setting, TrainingStream
@@ -20,7 +21,7 @@ from nlu_ppo.methods.sft import tokenized
 from nlu_ppo.preference.loading import load_reward_model
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.rewards import get_reward, needed_models
-from nlu_ppo.run import build_run, execute, identity, reward_model_config, run_key
+from nlu_ppo.run import build_run, execute
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.rationales import load_rationales
 from nlu_ppo.tasks.record import Example
@@ -129,6 +130,18 @@ def test_a_run_goes_by_the_key_of_its_reward_model():
     unseen = key("reward=label_sensitive", "reward.label_model.checkpoint_every=7")
     assert unseen == run_key(plain)
     assert key("reward=composite", "reward.rationale_model.epochs=3") == key("reward=composite")  # not asked
+
+
+def test_a_reward_model_may_start_where_the_policy_does():
+    """Paper B's pipeline: SFT, merged; the reward model's own adapter; PPO from the same SFT."""
+    chosen = ("method=ppo", "method.init=sft", "reward=label_sensitive", "reward.label_model.init=sft")
+    policy = config_of(*chosen, "method.start.max_steps=7", "eval.bootstrap_samples=50")
+    judge = reward_model_config(policy, "label_model")
+    assert run_key(start_config(judge)) == run_key(start_config(policy))  # type: ignore[arg-type]
+    assert run_key(judge) != run_key(reward_model_config(config_of(*chosen), "label_model"))
+    for missing in (chosen[:1] + chosen[2:], (*chosen, "+model@reward.model=tiny")):
+        with pytest.raises(ConfigError, match=r"reward\.label_model\.init=sft .* needs method\.init=sft"):
+            config_of(*missing)
 
 
 def test_policy_settings_dont_change_the_reward_model():
@@ -252,6 +265,32 @@ def test_a_run_trains_the_model_that_its_reward_asks_or_finds_it(tmp_path: Path,
     assert (found / "result.json").stat().st_mtime_ns == written
     before, after = adapter(first.config, first.folder), adapter(second.config, second.folder)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_paper_bs_pipeline_is_one_command(tmp_path: Path, model_dir: Path):
+    """SFT with analyses, a reward model from it, PPO from it: each a run, and the first one run only once."""
+    run = run_of(
+        tmp_path / "one", "method=ppo", "method.init=sft", "method.start.max_steps=1", "task.rationale=generated",
+        "reward=label_sensitive", "reward.label_model.init=sft", "reward.label_model.max_steps=1",
+        "reward.label_model.batch_size=4", "method.start.batch_size=4", "model.learning_rate.sft=1e-2",
+        "task.rationale_tokens=24", *SMALL[:-1], "method.max_steps=1", f"model.path={model_dir}",
+    )  # fmt: skip
+    assert execute(run)["status"] == "finished"
+    found = sorted(path.parent.name for path in tmp_path.rglob("result.json"))
+    assert len(found) == 3
+    (sft,) = tmp_path.glob("default/*/*/sft/*/adapter")
+    (judge,) = tmp_path.glob("reward_models/*/*/reward_model/*")
+    # what the reward model has saved fits the base model with the SFT run's adapter merged
+    line = json.loads((judge / "predictions.jsonl").read_text().splitlines()[0])
+    example = next(e for e in toy_examples("toy_sentiment", "validation") if e.id == line["id"])
+    config = run.config
+    scores = []
+    for start in (sft, None):
+        model = load_reward_model(config.model, config.lora, judge / "adapter", "cpu", start)
+        prompter = Prompter(get_task("toy_sentiment"), model.tokenizer, analysis_tokens=24)
+        scores += model.judge(prompter, [example], [line["chosen"]])
+    assert scores[0] == pytest.approx(line["reward_chosen"], abs=1e-4)
+    assert scores[1] != pytest.approx(line["reward_chosen"], abs=1e-4)
 
 
 def test_a_reward_model_learns_to_tell_labels_apart(tmp_path: Path, model_dir: Path):

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.evaluation import Evaluation
+from nlu_ppo.identity import run_key
 from nlu_ppo.methods.mixing import epoch, quotas, shares
 from nlu_ppo.results import Outcome, summarize
-from nlu_ppo.run import execute, run_key
+from nlu_ppo.run import execute
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.record import Example
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from nlu_ppo.choices import CONF
 from nlu_ppo.config import RecordConfig, check_task
 from nlu_ppo.errors import ConfigError, DataError
+from nlu_ppo.identity import identity, run_key
 from nlu_ppo.prompting import Prompter
-from nlu_ppo.run import build_run, execute, identity, run_key
+from nlu_ppo.run import build_run, execute
 from nlu_ppo.tasks import Task, get_task, parse_answer, read_split, score, tasks_of
 from nlu_ppo.tasks.__main__ import main
 from nlu_ppo.tasks.own import read_task_file

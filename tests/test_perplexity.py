@@ -14,10 +14,11 @@ from models import byte_tokenizer, random_policy
 
 from nlu_ppo.config import EvalConfig
 from nlu_ppo.errors import ConfigError, DataError
+from nlu_ppo.identity import run_key
 from nlu_ppo.inference import perplexity
 from nlu_ppo.inference.perplexity import Reading, Window, measure, prepare, windows
 from nlu_ppo.models.policy import Policy
-from nlu_ppo.run import execute, run_key
+from nlu_ppo.run import execute
 from nlu_ppo.tables.summary import before_and_after
 from nlu_ppo.tasks.texts import read_text
 

@@ -16,7 +16,8 @@ import pytest
 from composing import ROOT, config_of
 
 from nlu_ppo.config import METHOD_SCHEMAS, Config, walk
-from nlu_ppo.run import build_run, identity, run_key
+from nlu_ppo.identity import identity, run_key
+from nlu_ppo.run import build_run
 
 METHODS = sorted(METHOD_SCHEMAS)
 CHOSEN = ["task=rte", "model=qwen2_5_1_5b_instruct"]
@@ -238,7 +239,7 @@ def test_the_key_is_the_same_in_every_process():
     script = """
 import json
 from composing import config_of
-from nlu_ppo.run import run_key
+from nlu_ppo.identity import run_key
 choices = ["task=rte", "model=qwen2_5_1_5b_instruct"]
 methods = ("zero_shot", "few_shot", "sft", "ppo")
 print(json.dumps([run_key(config_of(*choices, f"method={method}")) for method in methods]))

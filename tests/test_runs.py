@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import nlu_ppo.run
+import nlu_ppo.work
 from nlu_ppo.errors import DataError, ModelError, RunFolderError
 from nlu_ppo.run import Recorder, execute
 
@@ -164,7 +164,7 @@ def test_a_finished_run_is_not_run_again(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = start(tmp_path / "run", model_dir, "zero_shot")
-    monkeypatch.setattr(nlu_ppo.run, "_work", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(nlu_ppo.work, "work", lambda *_: pytest.fail("ran again"))
     assert start(tmp_path / "run", model_dir, "zero_shot")["score"] == first["score"]
 
 

@@ -17,12 +17,13 @@ from models import byte_tokenizer, random_policy
 from nlu_ppo.config import RewardConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.evaluation import SPARE_TOKENS, longest_answer, majority_score
+from nlu_ppo.identity import run_key
 from nlu_ppo.methods import Part, Setting
 from nlu_ppo.methods.setting import TrainingStream
 from nlu_ppo.methods.sft import tokenized
 from nlu_ppo.prompting import CLOSE, Prompter
 from nlu_ppo.rewards import get_reward
-from nlu_ppo.run import execute, run_key
+from nlu_ppo.run import execute
 from nlu_ppo.tables import build_table, collect
 from nlu_ppo.tables.sections import sections
 from nlu_ppo.tasks import Example, get_task, parse_answer, read_split, score

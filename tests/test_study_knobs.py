@@ -13,6 +13,7 @@ from models import random_policy
 
 from nlu_ppo.config import RewardConfig
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.identity import identity, run_key
 from nlu_ppo.methods.curriculum import training_stream
 from nlu_ppo.methods.ppo import judge_by
 from nlu_ppo.methods.setting import Part, Setting, TrainingStream
@@ -20,7 +21,7 @@ from nlu_ppo.methods.sft import tokenized
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.rewards import get_reward
 from nlu_ppo.rewards.noise import mislabelled
-from nlu_ppo.run import execute, identity, run_key
+from nlu_ppo.run import execute
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.published import guess, read_as_published
 from nlu_ppo.tasks.record import Example

@@ -20,8 +20,9 @@ from submissions import EVERY, GLUE, OFFICIAL, read_file, read_zip, write_benchm
 
 import nlu_ppo.answering
 from nlu_ppo.errors import ConfigError, DataError
+from nlu_ppo.identity import run_key
 from nlu_ppo.prompting import Prompter
-from nlu_ppo.run import build_run, execute, run_key
+from nlu_ppo.run import build_run, execute
 from nlu_ppo.tables.summary import before_and_after
 from nlu_ppo.tasks import TASKS, Example, get_task, read_split
 from nlu_ppo.tasks.__main__ import main

@@ -15,7 +15,8 @@ import nlu_ppo.models.loading
 from nlu_ppo.choices import read_groups
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.further import further_tasks
-from nlu_ppo.run import build_run, execute, identity, run_key
+from nlu_ppo.identity import identity, run_key
+from nlu_ppo.run import build_run, execute
 from nlu_ppo.tables.answers import read_answers
 from nlu_ppo.tables.summary import before_and_after
 from nlu_ppo.tasks import TASKS, get_task, parse_answer, read_split

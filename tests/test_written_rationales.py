@@ -21,12 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlu_ppo.config import Config
 from nlu_ppo.errors import ConfigError, DataError, EndpointError, UserError
+from nlu_ppo.identity import reward_model_config, run_key, start_config
 from nlu_ppo.rationales.__main__ import main
 from nlu_ppo.rationales.asking import EMPTY, ENDLESS, OTHER, UNREADABLE, AskingPrompter, read_analysis
 from nlu_ppo.rationales.needs import needs
 from nlu_ppo.rationales.writing import folder_of, rationales_of
 from nlu_ppo.replies import ReplyCache
-from nlu_ppo.run import build_run, execute, provide_analyses, reward_model_config, run_key, start_config
+from nlu_ppo.run import build_run, execute, provide_analyses
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.rationales import load_rationales
 from nlu_ppo.tasks.splits import load_tasks

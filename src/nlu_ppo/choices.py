@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-CONF = Path(__file__).parents[2] / "conf"
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
 STUDIES = "sweeps"  # conf/sweeps is a link to the folder beside it; its files are grids, not parts of a run
 EXPECTED = f"{STUDIES}/expected"  # what tables are held to: no configuration
 

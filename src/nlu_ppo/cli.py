@@ -21,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nlu_ppo.choices import default_choices, read_groups
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import UserError
+from nlu_ppo.identity import run_key, subfolder
 from nlu_ppo.mistakes import explain, told
 from nlu_ppo.progress import close_bars
-from nlu_ppo.run import run_key, subfolder
 from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
 from nlu_ppo.tracking.credentials import hide_passwords

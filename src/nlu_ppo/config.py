@@ -488,6 +488,18 @@ class RewardModelConfig(TrainingConfig):
         choices=("last_token", "divergence"),
     )
     temperature: float = option(1.0, "what the loss divides differences of scores by", low=1e-3)
+    init: str = option(
+        "none",
+        "start from the base model, or (paper B) from the SFT run that method.init=sft starts from, whose adapter is "
+        "merged",
+        choices=("none", "sft"),
+        since=True,
+    )
+    start: SFTConfig | None = option(
+        None,
+        "with init=sft: that run's settings; below reward, always those of `method.start`",
+        resolved=True,
+    )
     keep: str = option(
         "last",
         "held-out pairs are only reported, so that the last weights are kept",
@@ -695,10 +707,18 @@ def to_config(tree: DictConfig) -> Config:
         raise ConfigError(f"no value given for {', '.join(missing)}: say for instance {missing[0]}=...")
     # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
     config = Config(**{name: _to_object(tree, name) for name in names})
-    if isinstance(config.method, RewardedConfig) and config.method.init == "none":
-        config.method.start = None  # composed, and without effect
+    _settle_starts(config)
     check(config)
     return config
+
+
+def _settle_starts(config: Config) -> None:
+    """Forgets what was composed and is without effect; reward models start from where the policy starts."""
+    if isinstance(config.method, (RewardedConfig, RewardModelConfig)) and config.method.init == "none":
+        config.method.start = None
+    for judge in (config.reward.label_model, config.reward.rationale_model):
+        if judge is not None:
+            judge.start = getattr(config.method, "start", None) if judge.init == "sft" else None
 
 
 def _missing(node: Any, names: Iterable[str], prefix: str = "") -> Iterator[str]:
@@ -736,18 +756,19 @@ def check(config: Config) -> None:
             f"method.batch_size={method.batch_size}{times} is no multiple of "
             f"method.minibatch_size={method.minibatch_size}"
         )
-    if isinstance(method, RewardedConfig) and method.init == "sft" and method.start is None:
+    if isinstance(method, RewardedConfig):
+        _check_judges(config, method)
+    if (
+        isinstance(method, (RewardedConfig, RewardModelConfig))
+        and method.init == "sft"
+        and method.start is None
+    ):
         raise ConfigError(
             f"method.init=sft needs the settings of the SFT run, and method={method.name} composes none: put "
             f"`/method@start: sft` into its defaults list"
         )
     if config.model.kind == "encoder":
         _check_encoder(config)
-    judge = config.reward.model
-    if judge is not None and judge.kind == "encoder":
-        for name in ("label_model", "rationale_model"):
-            if (settings := getattr(config.reward, name)) is not None:
-                check_encoder_loss(settings, judge.name, f"reward.{name}")
     check_task(config.task)
     reading = config.eval
     if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
@@ -770,6 +791,7 @@ def _check_encoder(config: Config) -> None:
         )
     for key, given in (
         ("model.adapter", config.model.adapter is not None),
+        ("method.init=sft", getattr(config.method, "init", "none") == "sft"),
         ("eval.decoding=sample", asked.decoding == "sample"),
         ("eval.max_new_tokens", asked.max_new_tokens is not None),
         ("eval.perplexity", asked.perplexity is not None),
@@ -777,6 +799,22 @@ def _check_encoder(config: Config) -> None:
     ):
         if given:
             raise ConfigError(f"{key} needs a language model, and model={model} is an encoder")
+
+
+def _check_judges(config: Config, method: RewardedConfig) -> None:
+    """Whether the settings of the reward models fit their base and the policy."""
+    base = config.reward.model
+    for name in ("label_model", "rationale_model"):
+        settings: RewardModelConfig | None = getattr(config.reward, name)
+        if settings is None:
+            continue
+        if base is not None and base.kind == "encoder":
+            check_encoder_loss(settings, base.name, f"reward.{name}")
+        if settings.init == "sft" and (method.init != "sft" or base is not None):
+            raise ConfigError(
+                f"reward.{name}.init=sft starts from the policy's own SFT run: it needs method.init=sft, and no "
+                f"reward.model"
+            )
 
 
 def check_encoder_loss(method: RewardModelConfig, model: str, key: str) -> None:

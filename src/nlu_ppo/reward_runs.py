@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlu_ppo.config import Config, RewardModelConfig
 from nlu_ppo.errors import DataError
 from nlu_ppo.methods import reward_model as method_of
+from nlu_ppo.methods.judging import Scorer
 from nlu_ppo.methods.reward_model import TokenPair, score_pairs, tokenized
 from nlu_ppo.methods.setting import Part, Setting, training_examples
 from nlu_ppo.preference.loading import load_reward_model, new_reward_model
@@ -37,14 +38,17 @@ CHANCE = 50.0  # percent of pairs that a coin gets right
 
 
 def prepare(
-    config: Config, tasks: Sequence[TaskData], recorder: Recorder
+    config: Config, tasks: Sequence[TaskData], recorder: Recorder, start: Path | None = None
 ) -> tuple[Setting, list[TokenPair], list[TokenPair]]:
     """A new reward model in its setting, the pairs to train it on, and those to measure it by.
+
+    Args:
+        start: what the SFT run has saved that the model starts from.
 
     Raises:
         UserError: the model can't be read, or a file of pairs is malformed.
     """
-    model = new_reward_model(config.model, config.lora, config.seed, config.device)
+    model = new_reward_model(config.model, config.lora, config.seed, config.device, start)
     parts = tuple(_part(config, data, model) for data in tasks)
     setting: Any = Setting(config, model, parts, recorder)  # type: ignore[arg-type]
     train, held_out = _pairs(config, parts)
@@ -144,19 +148,21 @@ def measure(setting: Setting, pairs: Sequence[TokenPair]) -> tuple[dict[str, Any
 
 
 def scorers(
-    config: Config, parts: Sequence[Part], folders: Mapping[str, Path]
-) -> dict[str, Callable[[str, Sequence[Example], Sequence[str]], list[float]]]:
+    config: Config, parts: Sequence[Part], folders: Mapping[str, Path], start: Path | None = None
+) -> dict[str, Scorer]:
     """What the trained models say of completions, by the key that holds their settings.
 
     Where they share the policy's base model and tokenizer they share its prompts, too.
     """
 
-    def scorer(folder: Path) -> Callable[[str, Sequence[Example], Sequence[str]], list[float]]:
-        base = config.reward.model or config.model
-        model = load_reward_model(base, config.lora, folder, config.device)
+    base = config.reward.model or config.model
+
+    def scorer(folder: Path, settings: RewardModelConfig) -> Scorer:
+        own_start = start if settings.init == "sft" else None
+        model = load_reward_model(base, config.lora, folder, config.device, own_start)
         own = dataclasses.replace(config, model=base)
         read = parts if base is config.model else [_part(own, part.data, model) for part in parts]
         prompters = {part.task.name: part.prompter for part in read}
         return lambda task, examples, completions: model.judge(prompters[task], examples, completions)
 
-    return {name: scorer(folder) for name, folder in folders.items()}
+    return {name: scorer(folder, getattr(config.reward, name)) for name, folder in folders.items()}

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from nlu_ppo.cli import typed_keys
 from nlu_ppo.config import to_config
 from nlu_ppo.errors import ConfigError
+from nlu_ppo.identity import run_key
 from nlu_ppo.launching.sweep import Cell, Identity, Outcome
-from nlu_ppo.run import Run, finished_result, run_key
+from nlu_ppo.run import Run, finished_result
 from nlu_ppo.sweeper import cell_names
 
 

@@ -70,14 +70,21 @@ def load_policy(
     return Policy(adapted, tokenizer, context, pretrained=start is not None)
 
 
-def load_parts(model: ModelConfig, device: str = "auto") -> tuple[Any, Any, int]:
+def load_parts(model: ModelConfig, device: str = "auto", start: Path | None = None) -> tuple[Any, Any, int]:
     """A base model of the caller's own, frozen, its tokenizer, and its context length in tokens.
 
+    Args:
+        start: what a run with the same `model` has saved: an adapter is merged, a whole model taken in its place.
+
     Raises:
-        ModelError: the model can't be found or read.
+        ModelError: the model can't be found or read, or the adapter doesn't fit it.
     """
-    where = resolve_path(model.path)
-    tokenizer, base = _load_tokenizer(model, where), _load_base(model, where, choose_device(device))
+    where, whole = resolve_path(model.path), start
+    if start is not None and (start / "adapter_config.json").is_file():
+        whole = None
+    tokenizer, base = _load_tokenizer(model, where), _load_base(model, where, choose_device(device), whole)
+    if start is not None and whole is None:
+        base = load_adapter(base, start).merge_and_unload().eval().requires_grad_(False)
     return base, tokenizer, _context_length(base.config, model)
 
 

@@ -22,12 +22,15 @@ from nlu_ppo.preference.encoder import EncoderRewardModel
 from nlu_ppo.preference.model import RewardModel
 
 
-def new_reward_model(model: ModelConfig, lora: LoraConfig, seed: int, device: str = "auto") -> RewardModel:
+def new_reward_model(
+    model: ModelConfig, lora: LoraConfig, seed: int, device: str = "auto", start: Path | None = None
+) -> RewardModel:
     """A reward model that has learned nothing yet.
 
     Args:
         lora: of a decoder; an encoder is trained whole.
         seed: of the adapter's and the head's first weights.
+        start: what an SFT run with the same `model` has saved, which a decoder starts from.
 
     Raises:
         ModelError: the model can't be found or read, or is of an architecture that classifies in another way.
@@ -35,7 +38,7 @@ def new_reward_model(model: ModelConfig, lora: LoraConfig, seed: int, device: st
     if model.kind == "encoder":
         found = load_encoder(model, 1, "regression", seed, choose_device(device))
         return EncoderRewardModel(*found)
-    classifier, tokenizer, context = _classifier(model, seed, device)
+    classifier, tokenizer, context = _classifier(model, seed, device, start)
     if not lora.enabled:
         return RewardModel(classifier.requires_grad_(True), tokenizer, context)
     config = PeftLoraConfig(
@@ -56,19 +59,19 @@ def new_reward_model(model: ModelConfig, lora: LoraConfig, seed: int, device: st
 
 
 def load_reward_model(
-    model: ModelConfig, lora: LoraConfig, folder: Path, device: str = "auto"
+    model: ModelConfig, lora: LoraConfig, folder: Path, device: str = "auto", start: Path | None = None
 ) -> RewardModel:
     """A trained reward model, frozen.
 
     Args:
-        model, lora: as it was trained with.
+        model, lora, start: as it was trained with.
         folder: what `RewardModel.save` wrote.
     """
     if model.kind == "encoder":
         own = dataclasses.replace(model, path=str(folder), revision=None, trust_remote_code=False)
         encoder, tokenizer, context = load_encoder(own, 1, "regression", 0, choose_device(device))
         return EncoderRewardModel(encoder.requires_grad_(False), tokenizer, context)
-    classifier, tokenizer, context = _classifier(model, 0, device)
+    classifier, tokenizer, context = _classifier(model, 0, device, start)
     whole: Any
     if lora.enabled:
         whole = PeftModel.from_pretrained(classifier, str(folder))
@@ -78,9 +81,9 @@ def load_reward_model(
     return RewardModel(whole.eval().requires_grad_(False), tokenizer, context)
 
 
-def _classifier(model: ModelConfig, seed: int, device: str) -> tuple[Any, Any, int]:
+def _classifier(model: ModelConfig, seed: int, device: str, start: Path | None) -> tuple[Any, Any, int]:
     """The base model's trunk below a new scalar head, frozen; its tokenizer and context length."""
-    base, tokenizer, context = load_parts(model, device)
+    base, tokenizer, context = load_parts(model, device, start)
     config = copy.deepcopy(base.config)
     config.num_labels, config.pad_token_id = 1, pad_id(tokenizer)
     try:

@@ -25,13 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from nlu_ppo.choices import CONF
+from nlu_ppo.choices import CONF, ROOT
 from nlu_ppo.cli import USER_ERROR, register_resolvers
 from nlu_ppo.config import register_schemas, to_config
 from nlu_ppo.errors import ConfigError, UserError
+from nlu_ppo.identity import subfolder
 from nlu_ppo.launching.display import duration
 from nlu_ppo.mistakes import explain, told
-from nlu_ppo.run import ROOT, Run, build_run, finished_result, subfolder
+from nlu_ppo.run import Run, build_run, finished_result
 from nlu_ppo.sweeper import cell_names, expand
 from nlu_ppo.tables.__main__ import main as print_table
 from nlu_ppo.tables.needs import absent
