@@ -168,6 +168,9 @@ def test_params_are_few_and_name_what_was_set() -> None:
         **chosen, "method": "ppo", "with.method.optimizer": "adafactor",
         "with.method.learning_rate": "0.0006", "with.method.epochs": "1.5",
     }  # fmt: skip
+    assert not any("answer_words" in name for name in params("method=sft"))  # empty, as it is for all runs
+    started = params("method=ppo", "method.init=sft")
+    assert started == {**ppo, "with.method.init": "sft"}  # what the SFT run was set to is told by that one
     # a sweep gives every run of it the key, also where the value is the default
     swept = params(
         "method=ppo", "lora=paper", "method.clip_range=0.2", "lora.r=4", "task.limit.train=10", "device=cpu"

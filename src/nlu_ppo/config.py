@@ -862,9 +862,10 @@ def key_fields(node: Any) -> dict[str, Any]:
     return {
         key: value
         for key, item, value in walk(node)
-        if item.metadata.get("key", True) and not (item.metadata.get("since") and value == _default(item))
+        if item.metadata.get("key", True) and not (item.metadata.get("since") and value == default_of(item))
     }
 
 
-def _default(item: dataclasses.Field[Any]) -> Any:
+def default_of(item: dataclasses.Field[Any]) -> Any:
+    """What a setting is if nobody sets it."""
     return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 
-from nlu_ppo.config import Config, walk
+from nlu_ppo.config import Config, default_of, walk
 
 # Asked of any run, so always there; seldom typed, because they come from the model's file.
 ALWAYS = ("task", "model", "method", "method.learning_rate", "method.epochs", "method.k")
@@ -44,4 +44,8 @@ def _tells_apart(key: str, item: dataclasses.Field[object], value: object, typed
     counts = item.metadata.get("key", True) or item.metadata.get("resolved") or item.name == "adapter"
     if not counts or item.name == "name":
         return False
-    return key in typed or key in ALWAYS or (key.startswith("method.") and item.default != value)
+    if key in typed or key in ALWAYS:
+        return True
+    # the settings of the SFT run that a run starts from are params of that one
+    own = key.startswith("method.") and not key.startswith("method.start.")
+    return own and value != default_of(item)
