@@ -51,7 +51,7 @@ def test_rows_stop_at_the_closing_tag_and_leave_the_others_alone(
     rows = prompts([5, 9, 7], 10)
     free = generate(policy, rows, 30)
     tag = policy.tokenizer.decode(free[1][:4])
-    monkeypatch.setattr("nlu_ppo.inference.decoder.CLOSE", tag)
+    monkeypatch.setattr(policy, "closing", tag)
     stopped = generate(policy, rows, 30)
     assert stopped[1] == free[1][:4]
     for i in (0, 2):

@@ -15,11 +15,11 @@ from models import byte_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from nlu_ppo.errors import ModelError
-from nlu_ppo.inference.decoder import CLOSE
 from nlu_ppo.prompt_cache import BATCH, PromptCache, PromptTable, count_shortened, token_ids
 from nlu_ppo.prompting import Prompt, Prompter
 from nlu_ppo.run import CACHE, execute
 from nlu_ppo.tasks import Example, get_task, spool
+from nlu_ppo.tasks.record import CLOSE
 from nlu_ppo.tasks.spool import Spool, hold, select
 
 SST2 = get_task("sst2")
