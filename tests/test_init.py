@@ -104,3 +104,22 @@ def test_the_key_knows_the_sft_run() -> None:
 def test_an_sft_setting_out_of_range_is_named() -> None:
     with pytest.raises(ConfigError, match=r"method\.start\.epochs=-1"):
         config_of("method=ppo", "method.init=sft", "method.start.epochs=-1")
+
+
+def test_stages_one_task_after_many(tmp_path: Path, model_dir: Path) -> None:
+    """docs/concepts.md: SFT on all toy tasks, then PPO on one of them, whose reference is the first stage's policy."""
+    chosen = (*SMALL, f"model.path={model_dir}", "method.max_steps=2")
+    first = run_of(tmp_path / "all", "task=toys", "method=sft", *chosen)
+    execute(first)
+    onto = f"model.adapter={first.folder / 'adapter'}"
+    second = run_of(tmp_path / "one", "task=toy_nli", "method=ppo", "method.learning_rate=0", *chosen, onto)
+    execute(second)
+    plain = run_of(tmp_path / "plain", "task=toy_nli", "method=zero_shot", *chosen, onto)
+    execute(plain)
+    answers = [(run.folder / "predictions.jsonl").read_text() for run in (second, plain)]
+    assert answers[0] == answers[1]  # nothing learned: it answers as the first stage does
+    steps = [json.loads(line) for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(abs(line["ppo/kl"]) < 1e-5 for line in steps)
+    assert run_key(second.config) != run_key(
+        config_of("task=toy_nli", "method=ppo", "method.learning_rate=0", *chosen)
+    )
