@@ -237,6 +237,18 @@ class TestTable:
             ("glue", {"task.mixing": "proportional"}),
         ]
 
+    def test_seeds_share_a_row_whatever_their_first_stages_are_called(self, tmp_path):
+        for seed, rate, key in ((0, 0.1, "aaaa"), (1, 0.1, "bbbb"), (0, 0.2, "cccc")):
+            run = write_run(
+                tmp_path, "ppo", seed=seed, identity={"start": key, "reward": {"label_model": key[::-1]}}
+            )
+            config = {"method": {"start": {"learning_rate": rate}}, "reward": {"label_model": {"epochs": 1}}}
+            (run / "config.yaml").write_text(json.dumps(config))
+        rows, _ = summarize(collect(tmp_path, "demo"), 1)
+        ours = [row for row in rows if row.cell.method == "ppo"]
+        assert sorted(row.seeds for row in ours) == [1, 2]
+        assert all([key for key, _ in row.cell.settings] == ["start"] for row in ours)
+
     def test_other_sizes_are_noted(self, tmp_path):
         write_run(tmp_path, "sft", majority=50.0)
         write_run(tmp_path, "ppo", correct=[1] * 6, majority=60.0)

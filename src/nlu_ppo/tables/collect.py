@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from nlu_ppo.tables.readings import Reading, finite, read_metrics
-from nlu_ppo.tables.settings import flatten, telling_apart
+from nlu_ppo.tables.settings import STAGES, flatten, telling_apart, without_seeds
 from nlu_ppo.tasks import TASKS
 
 _RUN_NAME = re.compile(r"(?P<seed>\d+)-(?P<key>[0-9a-zA-Z]+)")
@@ -216,7 +218,10 @@ def _read_run(folder: Path) -> Run | Problem:
         record = _read_object(folder / "run.json")
         settings, tags = flatten(_object(record, "identity")), _object(record, "tags")
         cell = _cell(tags, cell)
-    except (OSError, ValueError, _BrokenResultError):
+        if STAGES.keys() & settings.keys():
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            settings = without_seeds(settings, config or {})
+    except (OSError, ValueError, yaml.YAMLError, _BrokenResultError):
         pass  # not there, or torn by a crash: then the path and the result tell what they can
     match = _RUN_NAME.fullmatch(folder.name)
     seed = int(match["seed"]) if match else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,12 @@ Settings = Mapping[str, str]
 
 # What a run's identity holds beside its settings, or what has a column of its own.
 _OTHER = frozenset({"seed", "task.name", "task.members", "method.name", "reward.name"})
+# Runs that a run builds on stand in its identity by their keys, and those differ from seed to seed. In config.yaml:
+STAGES = {
+    "start": "method.start",
+    "reward.label_model": "reward.label_model",
+    "reward.rationale_model": "reward.rationale_model",
+}
 _LONGEST = 24  # characters of a value in a column; what is longer shows as a hash
 
 
@@ -19,6 +26,23 @@ def flatten(identity: Mapping[str, Any]) -> dict[str, str]:
     A hash of contents is cut to 8 digits, and so is the hash of a value too long for a column.
     """
     return {key: as_word(value) for key, value in _leaves(identity) if key not in _OTHER}
+
+
+def without_seeds(settings: Settings, config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings in which a run that this one builds on stands by its own settings, so that seeds share a row.
+
+    Args:
+        settings: as `flatten` gives them.
+        config: what config.yaml holds.
+    """
+    found = dict(settings)
+    for name, place in STAGES.items():
+        node: Any = config
+        for step in place.split("."):
+            node = node.get(step) if isinstance(node, Mapping) else None
+        if name in found and node is not None:
+            found[name] = hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:8]
+    return found
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
