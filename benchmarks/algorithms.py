@@ -96,7 +96,7 @@ def page(rows: list[dict[str, Any]], asked: argparse.Namespace) -> str:
     hardware = f"{machine['processor']}, {machine['cores']} cores"
     return f"""# Algorithms side by side
 
-<!-- Written by `python -m benchmarks.algorithms`. -->
+<!-- Written by `python -m benchmarks.algorithms --examples {asked.examples}`. -->
 
 SFT, PPO, GRPO and RLOO with `model={asked.model}`, {asked.examples} training examples each, {ROWS} rows per optimizer
 step, seed {asked.seed}; one run each, one after the other, each in a process of its own. {hardware};
