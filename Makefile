@@ -29,8 +29,8 @@ demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: abou
 	@$(BIN)/python -m nlu_ppo.tables demo
 	@echo "Compare these runs in MLflow:  make ui   (then open http://127.0.0.1:5000)"
 
-test: $(STAMP) ## the tests: about 11 minutes on 2 cores
-	@echo "The tests: about 11 minutes on 2 cores."
+test: $(STAMP) ## the tests: about 13 minutes on 2 cores
+	@echo "The tests: about 13 minutes on 2 cores."
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
