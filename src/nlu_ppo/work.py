@@ -14,6 +14,7 @@ from typing import Any
 from nlu_ppo import reward_runs, stopping
 from nlu_ppo.answering import answer_submission
 from nlu_ppo.choices import ROOT
+from nlu_ppo.config import Config
 from nlu_ppo.further import load_further
 from nlu_ppo.inference import perplexity
 from nlu_ppo.methods import METHODS, Part, Setting
@@ -26,6 +27,7 @@ from nlu_ppo.rationales.writing import rationales_of, with_analyses
 from nlu_ppo.results import evaluate_part, prediction_lines, summarize
 from nlu_ppo.run import CACHE, Recorder, Run
 from nlu_ppo.serving import served
+from nlu_ppo.tasks.rationales import Rationales
 from nlu_ppo.tasks.record import CLOSE_ANALYSIS
 from nlu_ppo.tasks.splits import TaskData, load_tasks
 from nlu_ppo.tasks.submission_sets import load_submission
@@ -58,23 +60,8 @@ def work(
         lora = config.lora if run.trains else None
         policy = load_policy(config.model, lora, config.seed, config.device, start)
     cache = PromptCache(scratch / "prompts")
-    parts, further = (
-        tuple(
-            Part(
-                data,
-                Prompter(
-                    data.task,
-                    policy.tokenizer,
-                    config.model.layout,
-                    cache=cache,
-                    analysis_tokens=config.task.rationale_tokens if config.task.rationale else 0,
-                ),
-                rationales_of(config, data.task) if own else None,
-            )
-            for data in group
-        )
-        for group, own in ((tasks, True), (beside, False))
-    )
+    parts = tuple(_part(config, data, policy, cache, rationales_of(config, data.task)) for data in tasks)
+    further = tuple(_part(config, data, policy, cache) for data in beside)
     if config.task.rationale:
         policy.closing = CLOSE_ANALYSIS
     setting, reading = Setting(config, policy, parts, recorder), None
@@ -135,9 +122,17 @@ def work(
     return result
 
 
+def _part(
+    config: Config, data: TaskData, policy: Any, cache: PromptCache, rationales: Rationales | None = None
+) -> Part:
+    """A task with its prompts, which have room for an analysis where the run's answers have one."""
+    room = config.task.rationale_tokens if config.task.rationale else 0
+    prompter = Prompter(data.task, policy.tokenizer, config.model.layout, cache=cache, analysis_tokens=room)
+    return Part(data, prompter, rationales)
+
+
 def work_on_pairs(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -> dict[str, Any]:
     """The same for a reward model: load, fit, and measure it by held-out pairs."""
-
     quiet_libraries()
     config, clock = run.config, Stopwatch()
     tasks = with_analyses(config, load_tasks(config.task, Path(config.outputs) / CACHE))
