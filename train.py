@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from nlu_ppo.cli import command_line, folder_of, one_run, typed_keys
-from nlu_ppo.config import register_schemas, to_config
+from nlu_ppo.composition import register_schemas, to_config
 from nlu_ppo.run import build_run, execute
 from nlu_ppo.tables.summary import before_and_after
 

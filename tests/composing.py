@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nlu_ppo.choices import CONF, STUDIES, read_groups
 from nlu_ppo.cli import register_resolvers
-from nlu_ppo.config import Config, register_schemas, to_config
+from nlu_ppo.composition import register_schemas, to_config
+from nlu_ppo.config import Config
 from nlu_ppo.identity import run_key
 from nlu_ppo.run import Run, build_run
 from nlu_ppo.sweeper import expand

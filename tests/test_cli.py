@@ -21,7 +21,7 @@ import sys
 sys.path[:0] = [{root!r}, {source!r}]
 import hydra
 from nlu_ppo.cli import command_line, one_run
-from nlu_ppo.config import register_schemas, to_config
+from nlu_ppo.composition import register_schemas, to_config
 from nlu_ppo.errors import DataError
 
 register_schemas()

@@ -11,7 +11,8 @@ from composing import NEEDED, ROOT, config_of, every_choice, tree_of
 from hydra.errors import HydraException
 
 from nlu_ppo.choices import STUDIES, default_choices, read_groups
-from nlu_ppo.config import METHOD_SCHEMAS, Config, PPOConfig, check, register_schemas, to_config, walk
+from nlu_ppo.composition import check, register_schemas, to_config
+from nlu_ppo.config import METHOD_SCHEMAS, Config, PPOConfig, walk
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.mistakes import WANTED, all_fields, explain, wanted
 from nlu_ppo.tasks.benchmarks import BENCHMARK_TASKS

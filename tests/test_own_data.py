@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlu_ppo.choices import CONF
-from nlu_ppo.config import RecordConfig, check_task
+from nlu_ppo.composition import check_task
+from nlu_ppo.config import RecordConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.identity import identity, run_key
 from nlu_ppo.prompting import Prompter

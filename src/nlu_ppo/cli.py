@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nlu_ppo.choices import default_choices, read_groups
-from nlu_ppo.config import to_config
+from nlu_ppo.composition import to_config
 from nlu_ppo.errors import UserError
 from nlu_ppo.identity import run_key, subfolder
 from nlu_ppo.mistakes import explain, told

@@ -7,17 +7,14 @@ composes, `to_config` checks ranges and choices right after, and nothing below `
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
 from nlu_ppo.errors import ConfigError
-from nlu_ppo.record_checks import check_record
 
 
 def option(
@@ -671,69 +668,7 @@ METHOD_SCHEMAS: dict[str, type[MethodConfig]] = {
 }
 
 
-def register_schemas() -> None:
-    """Makes the schemas known to Hydra; YAML choices inherit from them through their defaults list."""
-    store = ConfigStore.instance()
-    store.store(name="config_schema", node=Config)
-    groups: dict[str, type] = {
-        "task": TaskConfig, "model": ModelConfig, "reward": RewardConfig, "lora": LoraConfig,
-        "eval": EvalConfig, "tracking": TrackingConfig, **METHOD_SCHEMAS,
-    }  # fmt: skip
-    for name, node in groups.items():
-        store.store(group="schema", name=name, node=node)
-
-
-# -- from Hydra's tree to dataclasses ------------------------------------------------------------------------
-
-
-def to_config(tree: DictConfig) -> Config:
-    """The composed tree as checked dataclasses.
-
-    Raises:
-        ConfigError: a key is unknown or left out, a mandatory value is missing, or a value lies outside its
-            range or choices.
-    """
-    names = [item.name for item in dataclasses.fields(Config)]
-    left_out = [name for name in names if name not in list(tree)]
-    if left_out:  # `~name` on the command line
-        raise ConfigError(f"{', '.join(left_out)} can't be left out")
-    unknown = [str(key) for key in tree if key not in names and key != "hydra"]  # `+name=...`
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], [*names, "sweeps"], n=1)
-        hint = f" Did you mean {'+' * (close[0] == 'sweeps')}{close[0]}=?" if close else ""
-        raise ConfigError(f"unknown key {unknown[0]}.{hint} There is: {', '.join(names)}.")
-    missing = sorted(_missing(tree, names))
-    if missing:
-        raise ConfigError(f"no value given for {', '.join(missing)}: say for instance {missing[0]}=...")
-    # Group by group, because the tree also holds Hydra's own node, whose folders are made of ours.
-    config = Config(**{name: _to_object(tree, name) for name in names})
-    _settle_starts(config)
-    check(config)
-    return config
-
-
-def _settle_starts(config: Config) -> None:
-    """Forgets what was composed and is without effect; reward models start from where the policy starts."""
-    if isinstance(config.method, (RewardedConfig, RewardModelConfig)) and config.method.init == "none":
-        config.method.start = None
-    for judge in (config.reward.label_model, config.reward.rationale_model):
-        if judge is not None:
-            judge.start = getattr(config.method, "start", None) if judge.init == "sft" else None
-
-
-def _missing(node: Any, names: Iterable[str], prefix: str = "") -> Iterator[str]:
-    """Dotted keys that still are `???`. What is made of them by interpolation is not counted again."""
-    for name in names:
-        child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none():
-            yield from _missing(child, [str(key) for key in child], f"{prefix}{name}.")
-        elif child is not None and child._value() == "???":
-            yield prefix + name
-
-
-def _to_object(tree: DictConfig, name: str) -> Any:
-    node = tree[name]
-    return OmegaConf.to_object(node) if isinstance(node, DictConfig) else node
+# -- what can be said of every field --------------------------------------------------------------------------
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
@@ -744,90 +679,6 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[A
             yield from walk(value, f"{prefix}{item.name}.")
         else:
             yield prefix + item.name, item, value
-
-
-def check(config: Config) -> None:
-    """Checks every value against the range and the choices of its field, and what spans several fields."""
-    check_ranges(config)
-    method = config.method
-    if isinstance(method, PPOConfig) and method.batch_size * method.rollouts % method.minibatch_size:
-        times = f" times method.rollouts={method.rollouts}" if method.rollouts > 1 else ""
-        raise ConfigError(
-            f"method.batch_size={method.batch_size}{times} is no multiple of "
-            f"method.minibatch_size={method.minibatch_size}"
-        )
-    if isinstance(method, RewardedConfig):
-        _check_judges(config, method)
-    if (
-        isinstance(method, (RewardedConfig, RewardModelConfig))
-        and method.init == "sft"
-        and method.start is None
-    ):
-        raise ConfigError(
-            f"method.init=sft needs the settings of the SFT run, and method={method.name} composes none: put "
-            f"`/method@start: sft` into its defaults list"
-        )
-    if config.model.kind == "encoder":
-        _check_encoder(config)
-    check_task(config.task)
-    reading = config.eval
-    if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
-        raise ConfigError(
-            f"eval.perplexity_stride={reading.perplexity_stride} is more than "
-            f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
-            f"left out"
-        )
-
-
-def _check_encoder(config: Config) -> None:
-    """An encoder writes no text: what needs a text makes no sense with one."""
-    model, asked = config.model.name, config.eval
-    if isinstance(config.method, RewardModelConfig):
-        check_encoder_loss(config.method, model, "method")
-    elif not isinstance(config.method, SFTConfig):
-        raise ConfigError(
-            f"method={config.method.name} needs a model that writes answers, and model={model} is an encoder, whose "
-            f"new head has to be trained on labels: use method=sft"
-        )
-    for key, given in (
-        ("model.adapter", config.model.adapter is not None),
-        ("method.init=sft", getattr(config.method, "init", "none") == "sft"),
-        ("eval.decoding=sample", asked.decoding == "sample"),
-        ("eval.max_new_tokens", asked.max_new_tokens is not None),
-        ("eval.perplexity", asked.perplexity is not None),
-        ("method.order=confidence", config.method.order == "confidence"),
-    ):
-        if given:
-            raise ConfigError(f"{key} needs a language model, and model={model} is an encoder")
-
-
-def _check_judges(config: Config, method: RewardedConfig) -> None:
-    """Whether the settings of the reward models fit their base and the policy."""
-    base = config.reward.model
-    for name in ("label_model", "rationale_model"):
-        settings: RewardModelConfig | None = getattr(config.reward, name)
-        if settings is None:
-            continue
-        if base is not None and base.kind == "encoder":
-            check_encoder_loss(settings, base.name, f"reward.{name}")
-        if settings.init == "sft" and (method.init != "sft" or base is not None):
-            raise ConfigError(
-                f"reward.{name}.init=sft starts from the policy's own SFT run: it needs method.init=sft, and no "
-                f"reward.model"
-            )
-
-
-def check_encoder_loss(method: RewardModelConfig, model: str, key: str) -> None:
-    """Raises ConfigError where an encoder, which scores a text as a whole, would have to score its tokens.
-
-    Args:
-        key: under which the settings stand.
-    """
-    if method.loss == "divergence":
-        raise ConfigError(
-            f"{key}.loss=divergence compares the scores of tokens, and model={model} is an encoder that scores a text "
-            f"as a whole: use {key}.loss=last_token"
-        )
 
 
 def check_ranges(node: Any, prefix: str = "") -> None:
@@ -845,16 +696,6 @@ def check_ranges(node: Any, prefix: str = "") -> None:
             raise ConfigError(f"{key}={value} is out of range: it must be at least {low:g}")
         if high is not None and value > high:
             raise ConfigError(f"{key}={value} is out of range: it must be at most {high:g}")
-
-
-def check_task(task: TaskConfig) -> None:
-    """Checks what spans several keys of a task."""
-    if task.record is not None:
-        check_record(task.name, task.record, task.source)
-    elif task.source == "raw" and task.data_dir is None:
-        raise ConfigError(
-            "task.source=raw needs task.data_dir=DIR, the folder that holds glue/, superglue/ or squad/"
-        )
 
 
 def key_fields(node: Any) -> dict[str, Any]:

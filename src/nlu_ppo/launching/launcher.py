@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from nlu_ppo.cli import typed_keys
-from nlu_ppo.config import to_config
+from nlu_ppo.composition import to_config
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.identity import run_key
 from nlu_ppo.launching.sweep import Cell, Identity, Outcome

@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 
 from nlu_ppo.choices import CONF
 from nlu_ppo.cli import INTERRUPTED, USER_ERROR, register_resolvers
-from nlu_ppo.config import Config, register_schemas, to_config
+from nlu_ppo.composition import register_schemas, to_config
+from nlu_ppo.config import Config
 from nlu_ppo.errors import ConfigError, UserError
 from nlu_ppo.mistakes import explain, told
 from nlu_ppo.run import build_run, provide_analyses

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from nlu_ppo.choices import CONF, ROOT
 from nlu_ppo.cli import USER_ERROR, register_resolvers
-from nlu_ppo.config import register_schemas, to_config
+from nlu_ppo.composition import register_schemas, to_config
 from nlu_ppo.errors import ConfigError, UserError
 from nlu_ppo.identity import subfolder
 from nlu_ppo.launching.display import duration

@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nlu_ppo.choices import CONF
-from nlu_ppo.config import RecordConfig, TaskConfig, check_ranges, check_task
+from nlu_ppo.composition import check_task
+from nlu_ppo.config import RecordConfig, TaskConfig, check_ranges
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.record_checks import DEFAULT_METRICS, answer_words, eval_splits, splits_of, template_slots
 from nlu_ppo.tasks.record import CLOSE, OWN, HubSource, Kind, RawSource, Row, RowError, Task
