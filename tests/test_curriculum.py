@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,18 +65,6 @@ def test_what_the_model_is_sure_of_comes_first() -> None:
         right = part.task.verbalize(example.label)  # type: ignore[arg-type]
         margins.append(found.pop(right) - max(found.values()))
     assert [margins[n] for n in first] == sorted(margins, reverse=True)
-
-
-def test_a_trainer_sees_the_order_that_is_asked_for() -> None:
-    setting = setting_of("method=sft", "method.order=short_first", "method.batch_size=4")
-    method: Any = setting.config.method
-    stream = curriculum.training_stream(setting)
-    numbers = curriculum.numbers_to_pass(method, stream, steps=5)
-    assert numbers == list(islice(stream, 20))
-    assert curriculum.sampling(method) == {"train_sampling_strategy": "sequential"}
-    shuffled = replace(method, order="shuffled")
-    assert len(curriculum.numbers_to_pass(shuffled, stream, steps=5)) == 12
-    assert curriculum.sampling(shuffled) == {}
 
 
 def test_the_key_knows_the_order() -> None:

@@ -151,7 +151,7 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run_and_keeps_the_last_good_c
     folder = tmp_path / "run"
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
-    state = checkpoint.latest(folder / "checkpoints")
+    state = checkpoint.read(checkpoint.newest(folder / "checkpoints"))
     assert state is not None
     assert all(torch.isfinite(t).all() for name, t in state.tensors.items() if not name.startswith("random"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nlu_ppo.config import Config, EvalConfig, RewardedConfig, RewardModelConfig, SFTConfig, ZeroShotConfig
+from nlu_ppo.config import Config, EvalConfig, PPOConfig, RewardedConfig, RewardModelConfig, SFTConfig, TrainingConfig, ZeroShotConfig
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.further import further_tasks
 from nlu_ppo.preference.pairs import check_pairs
@@ -54,6 +54,16 @@ def check_run(config: Config) -> None:
         for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):
             check_published(task)
     further_tasks(config)
+
+
+def check_processes(config: Config) -> None:
+    """Raises ConfigError for a method that several processes can't share."""
+    method = config.method
+    if isinstance(method, TrainingConfig) and not isinstance(method, (SFTConfig, PPOConfig)):
+        raise ConfigError(
+            f"method={method.name} trains in one process: start it without accelerate launch or torchrun. A run that "
+            f"needs such a model, started so afterwards, finds it"
+        )
 
 
 def check_encoder(config: Config) -> None:

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nlu_ppo import ranks
 from nlu_ppo.choices import default_choices, read_groups
 from nlu_ppo.composition import to_config
 from nlu_ppo.errors import UserError
@@ -136,6 +137,7 @@ def command_line(main: Callable[[], Any]) -> None:
     """Runs Hydra's `main`; the user's mistakes end in one message, the program's in a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra prints its own message and exits in our stead
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    ranks.silence_others()
     register_resolvers()
     sys.argv[1:] = hide_passwords(sys.argv[1:])  # Hydra writes the command line into files
     # argparse refuses a flag between overrides: `train.py task=rte -m seed=0,1`
@@ -161,7 +163,8 @@ def command_line(main: Callable[[], Any]) -> None:
 def _give_up(error: Exception) -> None:
     if explain(error) is None:
         raise error
-    report(error)
+    if not ranks.told_by_main(error):
+        report(error)
     sys.exit(USER_ERROR)
 
 

@@ -2,7 +2,13 @@
 
 
 class UserError(Exception):
-    """Wrong input, not a fault of the program. `train.py` prints it without a traceback and exits with 2."""
+    """Wrong input, not a fault of the program. `train.py` prints it without a traceback and exits with 2.
+
+    Attributes:
+        elsewhere: it befell another process of the same run, which tells it.
+    """
+
+    elsewhere = False
 
 
 class ConfigError(UserError):

@@ -9,10 +9,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nlu_ppo import ranks
+
 
 def bar(**options: Any) -> Any:
     """A tqdm bar; in a log file it writes a line now and then in place of ten a second."""
     live = sys.stderr.isatty()
+    if not ranks.is_main():
+        options["disable"] = True
     return tqdm(
         mininterval=0.1 if live else 15.0, dynamic_ncols=live, ascii=None if live else " .:#", **options
     )

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from nlu_ppo import stopping
-from nlu_ppo.checks import check_run
+from nlu_ppo import ranks, stopping
+from nlu_ppo.checks import check_processes, check_run
 from nlu_ppo.config import (
     Config,
     RewardedConfig,
@@ -29,14 +29,11 @@ from nlu_ppo.storage import writing
 from nlu_ppo.tasks.rationales import WRITTEN
 from nlu_ppo.tasks.splits import load_tasks
 from nlu_ppo.tracking.credentials import without_password
-from nlu_ppo.tracking.folder import RunFolder
+from nlu_ppo.tracking.folder import ObservedFolder, RunFolder
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.params import params_of
 from nlu_ppo.tracking.picture import NAME as PICTURE
 from nlu_ppo.tracking.picture import draw_run
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -116,38 +113,44 @@ class Recorder:
 def execute(run: Run) -> dict[str, Any]:
     """Runs `run`, unless its folder says that it is finished. Returns what result.json holds.
 
-    A failure is written to the folder and to MLflow before it goes on to the caller.
+    A failure is written to the folder and to MLflow before it goes on to the caller. Several processes (`ranks`) all
+    call it.
 
     Raises:
         Interrupted: a signal has asked this process to end; if the run was training, there is a checkpoint.
     """
+    ranks.connect(run.config.device)
+    if ranks.world() > 1:
+        ranks.on_main(check_processes, run.config)
     with stopping.signals_heeded():
         return _execute(run)
 
 
 def _execute(run: Run) -> dict[str, Any]:
-    folder = RunFolder(run.folder, run.key)
-    done = folder.open(run.config.overwrite)
+    folder = (RunFolder if ranks.is_main() else ObservedFolder)(run.folder, run.key)
+    done = ranks.on_main(folder.open, run.config.overwrite)
     try:
         if done is not None:
             print(f"already finished: {run.folder}")
             return done
-        provide_analyses(run.config)
+        ranks.on_main(provide_analyses, run.config)
         start = _start_of(run)
         judges = _reward_models_of(run)
         names = {**run.names, "seed": str(run.config.seed), "study": run.config.study, "key": run.key}
         tags = {k: str(v) for k, v in names.items() if v is not None}
         with stopping.at_step_ends():  # what has begun is told how it ended
-            folder.begin(
-                {
-                    "host": socket.gethostname(),
-                    "tags": tags,
-                    "params": params_of(run.config, run.names, run.typed),
-                    "identity": identity(run.config),
-                },
-                _written(run.config),
+            record = {
+                "host": socket.gethostname(),
+                "processes": ranks.world(),
+                "tags": tags,
+                "params": params_of(run.config, run.names, run.typed),
+                "identity": identity(run.config),
+            }
+            ranks.on_main(folder.begin, record, _written(run.config))
+            tracking = dataclasses.replace(
+                run.config.tracking, enabled=run.config.tracking.enabled and ranks.is_main()
             )
-            mirror = Mirror(run.config.tracking, Path(run.config.outputs), folder)
+            mirror = Mirror(tracking, Path(run.config.outputs), folder)
         try:
             with stopping.at_once():
                 from nlu_ppo import work  # torch, which nothing before this needs
@@ -157,8 +160,9 @@ def _execute(run: Run) -> dict[str, Any]:
                     result = work.work_on_pairs(run, folder, recorder, start)
                 else:
                     result = work.work(run, folder, recorder, start, judges)
-            with writing(folder.path / PICTURE):
-                draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
+            if ranks.is_main():
+                with writing(folder.path / PICTURE):
+                    draw_run(folder, " · ".join(tags[t] for t in ("task", "model", "method", "seed")))
             folder.finish(result)
         except BaseException as error:
             if folder.read_json("result.json").get("status") == "finished":  # a signal came a moment too late
@@ -171,6 +175,7 @@ def _execute(run: Run) -> dict[str, Any]:
             except DiskError as full:  # a folder without result.json is a run that isn't finished
                 log.warning("%s", full)
             mirror.end(failure)
+            ranks.part()
             raise
         mirror.end(result)
         return result
@@ -247,7 +252,7 @@ def _trained(config: Config) -> Path:
     home = outputs / config.study / subfolder(config, key)
     waiting = False
     while True:
-        found = _finished_weights(config)
+        found = ranks.on_main(_finished_weights, config)
         if found is not None:
             return found
         try:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from nlu_ppo import ranks
+
 
 def _known(*names: str) -> tuple[signal.Signals, ...]:
     """Those that this system has: Windows lacks most of them."""
@@ -148,7 +150,17 @@ def requested() -> bool:
     return _requests is not None and _requests.number is not None
 
 
+def agree() -> bool:
+    """Whether a signal has asked this process to end, or another one of the same run, whose request then is this one's
+    too: all leave after the same step. Together (`ranks`)."""
+    asked = [number for number in ranks.gather(_requests.number if _requests is not None else None) if number]
+    if asked and _requests is not None and _requests.number is None:
+        _requests.number = asked[0]
+    return requested()
+
+
 def leave_if_requested() -> None:
-    """Raises `Interrupted` if a signal has asked for it."""
+    """Raises `Interrupted` if a signal has asked for it; together."""
+    agree()
     if _requests is not None and _requests.number is not None:
         raise Interrupted(_requests.number)

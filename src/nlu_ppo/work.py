@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo import reward_runs, stopping
+from nlu_ppo import ranks, reward_runs, stopping
 from nlu_ppo.answering import answer_submission
 from nlu_ppo.choices import ROOT
 from nlu_ppo.config import Config
@@ -45,7 +45,8 @@ def work(
     config, clock = run.config, Stopwatch()
     scratch = Path(config.outputs) / CACHE
     # the further sets too, so that a missing file ends the run before anything is trained
-    tasks, beside = load_tasks(config.task, scratch), load_further(config, scratch)
+    with ranks.main_first():  # which leaves caches to the others
+        tasks, beside = load_tasks(config.task, scratch), load_further(config, scratch)
     tasks = with_analyses(config, tasks)
     skipped = _skipped_rows(tasks, beside)
     submission = (
@@ -58,7 +59,8 @@ def work(
         policy = load_classifier(config.model, tasks[0].task, config.seed, choose_device(config.device))
     else:
         lora = config.lora if run.trains else None
-        policy = load_policy(config.model, lora, config.seed, config.device, start)
+        with ranks.main_first():
+            policy = load_policy(config.model, lora, config.seed, config.device, start)
     cache = PromptCache(scratch / "prompts")
     parts = tuple(_part(config, data, policy, cache, rationales_of(config, data.task)) for data in tasks)
     further = tuple(_part(config, data, policy, cache) for data in beside)
@@ -85,7 +87,7 @@ def work(
     recorder.begin_fit()
     setting = METHODS[config.method.name](setting)
     if run.trains:
-        save_adapter(policy, folder.adapter)
+        ranks.on_main(save_adapter, policy, folder.adapter)
     clock.lap("fit", recorder.fit_seconds_before)
 
     outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
@@ -147,7 +149,7 @@ def work_on_pairs(run: Run, folder: RunFolder, recorder: Recorder, start: Path |
     clock.lap("load")
     recorder.begin_fit()
     setting = reward_runs.fit(setting, pairs, held_out)
-    reward_runs.save(setting, folder.adapter)
+    ranks.on_main(reward_runs.save, setting, folder.adapter)
     clock.lap("fit", recorder.fit_seconds_before)
     summary, predictions = reward_runs.measure(setting, held_out)
     folder.write_predictions(predictions)

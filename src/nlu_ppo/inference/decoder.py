@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from nlu_ppo import ranks
 from nlu_ppo.inference.cache import make_room
 from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
@@ -38,22 +40,33 @@ def generate(
 ) -> list[list[int]]:
     """Completions of `prompts`, each ending with the closing tag, with end-of-sequence, or at the limit.
 
+    Several processes (`ranks`) share the batches; all of them get all completions. So it is with `score_answers`.
+
     Args:
         temperature: 0 is greedy; above, tokens are drawn from exactly softmax(logits / temperature).
         top_k, top_p: draw from that over the allowed tokens only (`allowed_tokens`).
+        generator: of the random numbers, which every prompt has its own of: what is drawn for one doesn't depend
+            on which others are in its batch.
         progress: label of a progress bar; none if `None`.
     """
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
-    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    numbers = random_numbers(policy, len(prompts), max_new_tokens, generator) if temperature else None
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
     for rows in _batches(prompts, prefix.length, batch_size, progress):
-        for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, choose):
+        for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers):
             completions[drawn.row] = drawn.ids
-    return completions
+    return _joined(completions)
 
 
-# the next tokens, (rows,), from their logits, (rows, vocabulary), and their log-probabilities if they are drawn
-Choice = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+def random_numbers(policy: Policy, rows: int, steps: int, generator: torch.Generator | None) -> Tensor:
+    """Uniform on [0, 1), (rows, steps): what decides each token of each completion that is drawn."""
+    return torch.rand(rows, steps, dtype=torch.float64, device=policy.device, generator=generator)
+
+
+# the next tokens, (rows,), from their logits, (rows, vocabulary), and a random number each if they are drawn, which
+# then comes with their log-probabilities
+Choice = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 @dataclass
@@ -80,26 +93,32 @@ def draw(
     temperature: float,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator,
+    numbers: Tensor,
 ) -> list[Drawn]:
-    """One completion of each prompt, in one batch; arguments as of `generate`."""
+    """One completion of each prompt, in one batch; arguments as of `generate`.
+
+    Args:
+        numbers: from `random_numbers`, (prompts, max_new_tokens).
+    """
     prefix, rows = SharedPrefix(policy, prompts), list(range(len(prompts)))
-    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    found = _decode(policy, prefix, prompts, rows, max_new_tokens, choose)
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
+    found = _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers)
     return sorted(found, key=lambda drawn: drawn.row)
 
 
 def _batches(
     prompts: Sequence[Ids], common: int, batch_size: int, progress: str | None
 ) -> Iterator[list[int]]:
-    """Row numbers in batches: prompts that share much stay together, and the longest come first, since the
-    biggest batch fails first, if any does. All prompts share `common` tokens."""
+    """Row numbers of this process' batches: prompts that share much stay together, and the longest come first, since
+    the biggest batch fails first, if any does. All prompts share `common` tokens."""
     families = sorted(_families(prompts, common), key=lambda rows: -max(len(prompts[i]) for i in rows))
     order = [row for rows in families for row in rows]
-    total = len(prompts)
+    size = min(batch_size, max(1, -(-len(order) // ranks.world())))  # something to do for everyone
+    starts = range(0, len(order), size)[ranks.rank() :: ranks.world()]
+    total = sum(len(order[start : start + size]) for start in starts)
     with bar(total=total, desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for start in starts:
+            rows = order[start : start + size]
             yield rows
             shown.update(len(rows))
 
@@ -123,14 +142,20 @@ def _decode(
     rows: list[int],
     max_new_tokens: int,
     choose: Choice,
+    numbers: Tensor | None,
 ) -> Iterator[Drawn]:
-    """Decodes one batch; yields completions as they end."""
+    """Decodes one batch; yields completions as they end.
+
+    Args:
+        numbers: of all prompts; `None` if greedy.
+    """
     cache, mask, position, last = prefill(policy, prefix, [prompts[i] for i in rows])
     make_room(cache, max_new_tokens)
     live = [Drawn(row) for row in rows]
     eos, closing = policy.tokenizer.eos_token_id, policy.closing
     for step in range(max_new_tokens):
-        tokens, logprobs = choose(policy.logits(last))
+        column = numbers[[drawn.row for drawn in live], step] if numbers is not None else None
+        tokens, logprobs = choose(policy.logits(last), column)
         keep = []
         for i, (drawn, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             drawn.ids.append(token)
@@ -154,13 +179,9 @@ def _decode(
 
 
 def _choose(
-    logits: Tensor,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None,
+    logits: Tensor, numbers: Tensor | None, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    if temperature == 0.0:
+    if numbers is None:
         return logits.argmax(-1), None
     scaled = logits.double() / temperature
     if top_k is not None or top_p is not None:
@@ -168,9 +189,8 @@ def _choose(
     # The inverse of the cumulated distribution: one random number a row, where torch.multinomial draws one a token.
     probabilities = torch.softmax(scaled, -1)
     cumulated = probabilities.cumsum(-1)
-    drawn = torch.rand(len(logits), 1, dtype=cumulated.dtype, device=logits.device, generator=generator)
     # scaled by the sum, which rounding leaves a little off 1; right=True passes over tokens of probability 0
-    tokens = torch.searchsorted(cumulated, drawn * cumulated[:, -1:], right=True)
+    tokens = torch.searchsorted(cumulated, numbers.unsqueeze(1) * cumulated[:, -1:], right=True)
     return tokens.squeeze(1), probabilities.gather(1, tokens).log().to(logits.dtype).squeeze(1)
 
 
@@ -199,7 +219,17 @@ def score_answers(
         found = score(policy, prefix, [prompts[i] for i in rows], [answers[i] for i in rows])
         for row, total in zip(owners, found.tolist(), strict=True):
             scores[row].append(total)
-    return scores
+    return _joined(scores)
+
+
+Found = TypeVar("Found")
+
+
+def _joined(mine: list[list[Found]]) -> list[list[Found]]:
+    """What is found of each row, where each process has some rows' and nothing of the others'."""
+    parts = ranks.gather({number: found for number, found in enumerate(mine) if found})
+    every = {number: found for part in parts for number, found in part.items()}
+    return [every.get(number, []) for number in range(len(mine))]
 
 
 def _score_tree(

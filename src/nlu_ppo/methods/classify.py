@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from datasets import Dataset
@@ -32,7 +33,7 @@ def fit(setting: Setting) -> Setting:
     assert isinstance(classifier, Classifier)
     stream = curriculum.training_stream(setting)
     steps = steps_of(method, len(stream))
-    numbers = curriculum.numbers_to_pass(method, stream, steps)
+    numbers = list(islice(stream, steps * method.batch_size))  # all that the run sees
     rows = Dataset.from_dict({"number": numbers}).with_transform(_Rows(stream, classifier))
 
     def build(bridge: TrainerCallback) -> Trainer:
@@ -40,7 +41,7 @@ def fit(setting: Setting) -> Setting:
             model=classifier.model,
             args=TrainingArguments(
                 **trl_bridge.arguments(setting, method, steps, method.batch_size),
-                **curriculum.sampling(method),
+                train_sampling_strategy="sequential",  # the stream has its own order
             ),
             data_collator=DataCollatorWithPadding(classifier.tokenizer),
             train_dataset=rows,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from itertools import islice
-from typing import Any
 
 from nlu_ppo.config import TrainingConfig
 from nlu_ppo.inference.decoder import score_answers
@@ -26,18 +24,6 @@ def training_stream(setting: Setting) -> TrainingStream:
         measure = DIFFICULTIES[method.order]
         stream.in_order_of([value for part in setting.parts for value in measure(setting, part)])
     return stream
-
-
-def numbers_to_pass(method: TrainingConfig, stream: TrainingStream, steps: int) -> list[int]:
-    """The examples of a trainer's data set: one epoch, which it shuffles anew each time, or all that the run sees."""
-    if method.order == "shuffled":
-        return stream.first_epoch()
-    return list(islice(stream, steps * method.batch_size))
-
-
-def sampling(method: TrainingConfig) -> dict[str, Any]:
-    """The argument of transformers' trainers that goes with `numbers_to_pass`."""
-    return {} if method.order == "shuffled" else {"train_sampling_strategy": "sequential"}
 
 
 def by_length(_: Setting, part: Part) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nlu_ppo import stopping
+from nlu_ppo import ranks, stopping
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.methods.curriculum import training_stream
 from nlu_ppo.methods.judging import judge_by
@@ -48,6 +48,8 @@ class PPOTrainer:
         method = setting.config.method
         assert isinstance(method, PPOConfig)
         self.setting, self.config, self.policy = setting, method, setting.policy
+        ranks.check_divisible("method.batch_size", method.batch_size * method.rollouts)
+        ranks.check_divisible("method.minibatch_size", method.minibatch_size)
         self.stream = training_stream(setting)
         self.steps = steps_of(method, len(self.stream))
         # only what the run comes to see
@@ -83,8 +85,9 @@ class PPOTrainer:
     def _loop(self) -> None:
         self._select()
         stream = itertools.islice(self.stream, self.examples_seen, None)
+        leaving = stopping.agree()
         with bar(total=self.steps, initial=self.step, desc="ppo", unit="step") as shown:
-            while self.step < self.steps and not stopping.requested():
+            while self.step < self.steps and not leaving:
                 batch = list(itertools.islice(stream, self.config.batch_size))
                 values = self._step(batch)
                 self.step += 1
@@ -97,7 +100,8 @@ class PPOTrainer:
                 )
                 shown.update()
                 self._select()
-                self._checkpoint()
+                leaving = stopping.agree()
+                self._checkpoint(leaving)
 
     def _select(self) -> None:
         self.selector.after(self.step, self.examples_seen, last=self.step == self.steps)
@@ -173,12 +177,13 @@ class PPOTrainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, leaving: bool) -> None:
         """Writes one every so often, at the end (the evaluation may be interrupted, too), and before leaving."""
         every = self.config.checkpoint_every
         due = every > 0 and (self.step % every == 0 or self.step == self.steps)
-        if due or stopping.requested():
-            checkpoint.save(self.setting.recorder.folder.checkpoints, self.step, self.state())
+        if due or leaving:
+            folder = self.setting.recorder.folder.checkpoints
+            ranks.on_main(lambda: checkpoint.save(folder, self.step, self.state()))
 
     def state(self) -> checkpoint.State:
         """Everything that the next steps depend on."""
@@ -213,7 +218,8 @@ class PPOTrainer:
 
     def _resume(self) -> None:
         folder = self.setting.recorder.folder
-        state = checkpoint.latest(folder.checkpoints)
+        newest = ranks.on_main(checkpoint.newest, folder.checkpoints)
+        state = checkpoint.read(newest) if newest is not None else None
         if state is not None:
             self.load_state(state)
             self.first_step = self.step

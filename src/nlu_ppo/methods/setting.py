@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nlu_ppo import stopping
+from nlu_ppo import ranks, stopping
 from nlu_ppo.config import Config, EvalConfig, TrainingConfig
 from nlu_ppo.errors import DataError
 from nlu_ppo.evaluation import Evaluation, evaluate, longest_answer
@@ -239,7 +239,8 @@ class Selector:
             Interrupted: the run was asked to end meanwhile; nothing is logged or kept.
         """
         setting = self._setting
-        with stopping.at_once():
+        # several processes score together, so that none may leave on its own
+        with stopping.at_once() if ranks.world() == 1 else contextlib.nullcontext():
             found = self._evaluate()
         score = fmean(f.score for f in found.values())
         values = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -44,7 +45,7 @@ def fit(setting: Setting) -> Setting:
     stream = curriculum.training_stream(setting)
     steps = steps_of(method, len(stream))
     trl_bridge.need_padding(setting.policy.tokenizer, "SFT")
-    numbers = curriculum.numbers_to_pass(method, stream, steps)
+    numbers = list(islice(stream, steps * method.batch_size))  # all that the run sees
     rows = tokenized(setting, stream, method.loss_on, method.answer_words, numbers)
 
     def build(bridge: TrainerCallback) -> SFTTrainer:
@@ -52,7 +53,7 @@ def fit(setting: Setting) -> Setting:
             model=setting.policy.model,
             args=TrlConfig(
                 **trl_bridge.arguments(setting, method, steps, method.batch_size),
-                **curriculum.sampling(method),
+                train_sampling_strategy="sequential",  # the stream has its own order
                 max_length=None,  # prompts already fit the context
                 dataset_kwargs={"skip_prepare_dataset": True},  # rows are what the collator takes
             ),

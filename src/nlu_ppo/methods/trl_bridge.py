@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from nlu_ppo import stopping
+from nlu_ppo import ranks, stopping
 from nlu_ppo.config import TrainingConfig
 from nlu_ppo.errors import DiskError, ModelError
 from nlu_ppo.inference.prefix import pad_id
@@ -29,13 +29,14 @@ Optimizers = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]
 
 def arguments(setting: Setting, method: TrainingConfig, steps: int, rows: int) -> dict[str, Any]:
     """Training arguments of any trainer, for `rows` rows per optimizer step."""
-    device = setting.policy.device
-    micro = max(d for d in range(1, method.micro_batch_size + 1) if rows % d == 0)
+    device, mine = setting.policy.device, rows // ranks.world()
+    ranks.check_divisible("method.batch_size", rows)
+    micro = max(d for d in range(1, method.micro_batch_size + 1) if mine % d == 0)
     return {
         "output_dir": str(setting.recorder.folder.checkpoints),
         "max_steps": steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": rows // micro,
+        "gradient_accumulation_steps": mine // micro,
         "max_grad_norm": method.max_grad_norm or 0.0,
         "remove_unused_columns": False,  # the number: the columns that are used are made of it
         "logging_steps": 1,
@@ -50,6 +51,7 @@ def arguments(setting: Setting, method: TrainingConfig, steps: int, rows: int) -
         "report_to": [],
         "disable_tqdm": True,
         "use_cpu": device.type == "cpu",
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": device.type != "cpu",
     }
 
@@ -96,7 +98,9 @@ def fit(
     """
     folder = setting.recorder.folder
     selector = selector or Selector(setting, method)
-    resume = newest_whole(sorted(folder.checkpoints.glob("checkpoint-*"), key=_step_of))
+    resume = ranks.on_main(
+        lambda: newest_whole(sorted(folder.checkpoints.glob("checkpoint-*"), key=_step_of))
+    )
     folder.truncate_metrics(_step_of(resume) if resume else -1)
     trainer = build(_Bridge(setting, method, selector, names))
     trainer.remove_callback(PrinterCallback)
@@ -105,7 +109,7 @@ def fit(
             selector.after(0, 0)
         else:
             log.info("going on from step %d", _step_of(resume))
-        if not stopping.requested():
+        if not stopping.agree():
             _train(trainer, resume, steps, method.batch_size, selector)
     stopping.leave_if_requested()
     setting.policy.model.eval()
@@ -157,7 +161,7 @@ class _Bridge(TrainerCallback):
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update()
             self._select(state)
-            if stopping.requested():
+            if stopping.agree():
                 control.should_save = control.should_training_stop = True
 
     def _select(self, state: TrainerState) -> None:
@@ -166,10 +170,15 @@ class _Bridge(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        selected = self._selector.state_dict()
-        save_file(selected.pop("weights") or {}, folder / "selected.safetensors")  # type: ignore[arg-type]
-        (folder / "selected.json").write_text(json.dumps(selected), encoding="utf-8")
-        seal(folder)
+
+        def complete() -> None:
+            selected = self._selector.state_dict()
+            save_file(selected.pop("weights") or {}, folder / "selected.safetensors")  # type: ignore[arg-type]
+            (folder / "selected.json").write_text(json.dumps(selected), encoding="utf-8")
+            seal(folder)
+
+        ranks.barrier()  # the others have written their random states
+        ranks.on_main(complete)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.close()

@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nlu_ppo import ranks
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
 from nlu_ppo.models.locate import ADAPTER, adapter_fingerprint, fingerprint, resolve_path
@@ -27,7 +28,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str) -> torch.device:
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    """The device of this process: of several on one machine (`ranks`) each has a GPU of its own."""
+    chosen = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.type == "cuda" and chosen.index is None and ranks.world() > 1:
+        return torch.device("cuda", ranks.local_rank())
+    return chosen
 
 
 def load_policy(

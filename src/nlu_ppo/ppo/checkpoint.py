@@ -61,13 +61,14 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def latest(folder: Path) -> State | None:
+def newest(folder: Path) -> Path | None:
     """The newest checkpoint that is whole, or `None` if there is none."""
-    found = newest_whole(sorted(folder.glob("step-*")))
-    if found is None:
-        return None
-    values = json.loads((found / "state.json").read_text(encoding="utf-8"))
-    return State(load_file(found / "state.safetensors"), values)
+    return newest_whole(sorted(folder.glob("step-*")))
+
+
+def read(checkpoint: Path) -> State:
+    values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return State(load_file(checkpoint / "state.safetensors"), values)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> State:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.inference.decoder import Drawn
@@ -32,6 +33,30 @@ class Scored:
     entropy: Tensor
     mask: Tensor
     allowed: Tensor | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[Scored]) -> Scored:
+        """The rows of all parts, padded to one width."""
+        width = max(part.mask.shape[1] for part in parts)
+
+        def join(name: str) -> Tensor:
+            tensors = [getattr(part, name) for part in parts]
+            behind = (0, 0) * (tensors[0].ndim - 2)  # nothing to add in the dimensions behind the tokens
+            return torch.cat([functional.pad(x, (*behind, 0, width - x.shape[1])) for x in tensors])
+
+        allowed = join("allowed") if parts[0].allowed is not None else None
+        return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"), allowed)
+
+    def to(self, device: torch.device | str) -> Scored:
+        return self._each(lambda x: x.to(device))
+
+    def __getitem__(self, rows: Tensor) -> Scored:
+        return self._each(lambda x: x[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Scored:
+        allowed = change(self.allowed) if self.allowed is not None else None
+        logprobs, values, entropy, mask = map(change, (self.logprobs, self.values, self.entropy, self.mask))
+        return Scored(logprobs, values, entropy, mask, allowed)
 
 
 def score_completions(
@@ -90,7 +115,7 @@ def score_drawn(policy: Policy, drawn: Sequence[Drawn]) -> Scored:
     width = max(len(d.ids) for d in drawn)
 
     def padded(row: Tensor) -> Tensor:
-        return torch.nn.functional.pad(row, (0, width - len(row)))
+        return functional.pad(row, (0, width - len(row)))
 
     logprobs = torch.stack([padded(torch.stack(d.logprobs)) for d in drawn])
     values = torch.stack([padded(policy.values(torch.stack(d.states))) for d in drawn])

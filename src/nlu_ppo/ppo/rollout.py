@@ -10,8 +10,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from nlu_ppo import ranks
 from nlu_ppo.config import PPOConfig
-from nlu_ppo.inference.decoder import Drawn, draw
+from nlu_ppo.inference.decoder import Drawn, draw, random_numbers
 from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.models.policy import Policy
@@ -54,29 +55,18 @@ def collect(
 ) -> Rollouts:
     """Draws one completion per prompt and prepares the batch for its update.
 
+    Several processes (`ranks`) each draw and score their share of the rows; all of them get all rows.
+
     Args:
         judge: completion text and example to (reward, parsed answer or `None`, whether it is right).
         max_new_tokens: longest completion; what hasn't closed its tag by then counts as unparsable.
+        generator: at the same state in all processes.
         scaler: takes the batch's rewards into its moments; without one rewards are not scaled.
     """
-    ids = [p.ids for p in prompts]
-    drawn = draw(
-        policy,
-        ids,
-        max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        generator=generator,
-    )
-    completions = [d.ids for d in drawn]
-    texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
-    many = getattr(judge, "many", None)  # a reward model reads a batch at once
-    judged = many(texts, examples) if many else [judge(t, e) for t, e in zip(texts, examples, strict=True)]
-    old = _score_old(policy, drawn, ids, config)
-    with policy.reference() as reference:
-        prefix = _reference_prefix(reference, ids) if config.share_prefix else None
-        ref = _score(reference, ids, completions, config, with_values=False, prefix=prefix, allow=old.allowed)
+    numbers = random_numbers(policy, len(prompts), max_new_tokens, generator)
+    mine = ranks.share(range(len(prompts)))
+    own = _draw_and_score(policy, prompts, examples, judge, config, numbers, mine)
+    completions, judged, old, ref = _of_all(own, policy.device)
 
     earned = [j[0] for j in judged]
     scaled = scaler(earned) if scaler is not None else earned
@@ -92,7 +82,7 @@ def collect(
     if config.whiten_advantages:
         advantages = maths.whiten(advantages, old.mask)
     return Rollouts(
-        prompts=ids,
+        prompts=[p.ids for p in prompts],
         completions=completions,
         answers=[j[1] for j in judged],
         correct=[j[2] for j in judged],
@@ -105,6 +95,57 @@ def collect(
         advantages=advantages,
         returns=returns,
         allowed=old.allowed,
+    )
+
+
+Judged = list[tuple[float, Label | None, bool]]  # reward, parsed answer, whether it is right
+Own = tuple[
+    list[list[int]], Judged, Scored, Scored
+]  # completions, judgements, under the policy and its reference
+
+
+def _draw_and_score(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    examples: Sequence[Example],
+    judge: Callable[[str, Example], tuple[float, Label | None, bool]],
+    config: PPOConfig,
+    numbers: Tensor,
+    rows: Sequence[int],
+) -> Own:
+    """What this process does of a batch: the given rows."""
+    ids, examples = [prompts[i].ids for i in rows], [examples[i] for i in rows]
+    drawn = draw(
+        policy,
+        ids,
+        numbers.shape[1],
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        numbers=numbers[list(rows)],
+    )
+    completions = [d.ids for d in drawn]
+    texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
+    many = getattr(judge, "many", None)  # a reward model reads a batch at once
+    judged = many(texts, examples) if many else [judge(t, e) for t, e in zip(texts, examples, strict=True)]
+    old = _score_old(policy, drawn, ids, config)
+    with policy.reference() as reference:
+        prefix = _reference_prefix(reference, ids) if config.share_prefix else None
+        ref = _score(reference, ids, completions, config, with_values=False, prefix=prefix, allow=old.allowed)
+    return completions, judged, old, ref
+
+
+def _of_all(own: Own, device: torch.device) -> Own:
+    """The same of the whole batch, from what every process has done of it."""
+    if ranks.world() == 1:
+        return own
+    completions, judged, old, ref = own
+    parts = ranks.gather((completions, judged, old.to("cpu"), ref.to("cpu")))
+    return (
+        [ids for part in parts for ids in part[0]],
+        [found for part in parts for found in part[1]],
+        Scored.joined([part[2] for part in parts]).to(device),
+        Scored.joined([part[3] for part in parts]).to(device),
     )
 
 
@@ -145,16 +186,8 @@ def _score(
         )
         for rows in batches
     ]
-    width = max(part.mask.shape[1] for part in parts)
     back = torch.tensor([i for rows in batches for i in rows], device=policy.device).argsort()
-
-    def join(name: str) -> Tensor:
-        joined = [getattr(part, name) for part in parts]
-        behind = (0, 0) * (joined[0].ndim - 2)  # nothing to add in the dimensions behind the tokens
-        return torch.cat([torch.nn.functional.pad(x, (*behind, 0, width - x.shape[1])) for x in joined])[back]
-
-    allowed = join("allowed") if allow is not None else None
-    return Scored(join("logprobs"), join("values"), join("entropy"), join("mask"), allowed)
+    return Scored.joined(parts)[back]
 
 
 def _reference_prefix(reference: Policy, prompts: Sequence[Sequence[int]]) -> SharedPrefix | None:

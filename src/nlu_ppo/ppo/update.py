@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import torch
 
+from nlu_ppo import ranks
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
@@ -33,6 +34,8 @@ def update(
 ) -> dict[str, float]:
     """`ppo_epochs` passes over the rollouts, one optimizer step per minibatch.
 
+    Several processes (`ranks`) each take their share of every minibatch, and add up what they find.
+
     Returns:
         means over all minibatches of the losses and of the clip fractions; `ppo/optimizer_steps`, fewer than all
         where `target_kl` ended the passes; and `ppo/first_ratio_error`, the largest |ratio - 1| of the first
@@ -46,19 +49,12 @@ def update(
     parameters = [p for _, p in policy.trainable()]
     for minibatch in _minibatches(len(rollouts.completions), config, generator):
         optimizer.zero_grad(set_to_none=True)
-        tokens, approx_kl = rollouts.mask[minibatch].sum(), 0.0
-        for rows in _micro_batches(policy, rollouts, minibatch, config):
-            terms, ratio_error = _losses(policy, rollouts, rows, config)
-            loss = (
-                terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
-            ) / tokens
-            loss.backward()
-            totals["ppo/loss"] += loss.item()
-            for item in fields(terms):
-                totals[item.name] += (getattr(terms, item.name) / tokens).item()
-            approx_kl += (terms.approx_kl / tokens).item()
-            if seen == 0:
-                first_ratio_error = max(first_ratio_error, ratio_error)
+        found, ratio_error = _accumulate(policy, rollouts, minibatch, config)
+        ranks.add_gradients(parameters)
+        for name, value in found.items():
+            totals[name] += value
+        if seen == 0:
+            first_ratio_error = ratio_error
         seen += 1
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
         if not math.isfinite(totals["ppo/loss"]) or not torch.isfinite(norm):
@@ -67,7 +63,7 @@ def update(
                 f"norm {norm:.4g}): lower method.learning_rate, or set method.max_grad_norm"
             )
         totals["ppo/grad_norm"] += norm.item()
-        if config.target_kl is not None and approx_kl > config.target_kl:
+        if config.target_kl is not None and found["approx_kl"] > config.target_kl:
             break  # the policy has gone far enough from the one that drew these rollouts
         optimizer.step()
         steps += 1
@@ -91,6 +87,29 @@ def _minibatches(rows: int, config: PPOConfig, generator: torch.Generator) -> It
         order = torch.randperm(rows, generator=generator).tolist()
         for start in range(0, rows, config.minibatch_size):
             yield order[start : start + config.minibatch_size]
+
+
+def _accumulate(
+    policy: Policy, rollouts: Rollouts, minibatch: list[int], config: PPOConfig
+) -> tuple[dict[str, float], float]:
+    """The gradient of this process' share of a minibatch's loss, added to what the parameters have.
+
+    Returns:
+        loss and its terms, means over the tokens of the whole minibatch, and the largest |ratio - 1| in it.
+    """
+    tokens = rollouts.mask[minibatch].sum()
+    found: dict[str, float] = defaultdict(float)
+    ratio_error = 0.0
+    for rows in _micro_batches(policy, rollouts, list(ranks.share(minibatch)), config):
+        terms, error = _losses(policy, rollouts, rows, config)
+        loss = (terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy) / tokens
+        loss.backward()
+        found["ppo/loss"] += loss.item()
+        for item in fields(terms):
+            found[item.name] += (getattr(terms, item.name) / tokens).item()
+        ratio_error = max(ratio_error, error)
+    parts = ranks.gather((found, ratio_error))
+    return {name: sum(part[name] for part, _ in parts) for name in found}, max(error for _, error in parts)
 
 
 def _micro_batches(

@@ -174,3 +174,31 @@ class RunFolder:
     def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(jsonable(p), ensure_ascii=False) + "\n" for p in predictions)
         write_atomic(self.path / "predictions.jsonl", text)
+
+
+class ObservedFolder(RunFolder):
+    """The same folder for a run's other processes: they read it, and the main process holds it and writes it."""
+
+    def begin(self, record: Mapping[str, Any], config_yaml: str) -> None:
+        pass
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def update_record(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        pass
+
+    def truncate_metrics(self, step: int) -> None:
+        pass
+
+    def write_submission(self, name: str, text: str) -> None:
+        pass
+
+    def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
+        pass
