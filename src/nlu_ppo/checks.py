@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from nlu_ppo.config import Config, EvalConfig, PPOConfig, RewardedConfig, RewardModelConfig, SFTConfig, TrainingConfig, ZeroShotConfig
+from nlu_ppo import ranks
+from nlu_ppo.config import (
+    Config,
+    EvalConfig,
+    PPOConfig,
+    RewardedConfig,
+    RewardModelConfig,
+    SFTConfig,
+    TrainingConfig,
+    ZeroShotConfig,
+)
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.further import further_tasks
 from nlu_ppo.preference.pairs import check_pairs
@@ -57,8 +67,12 @@ def check_run(config: Config) -> None:
 
 
 def check_processes(config: Config) -> None:
-    """Raises ConfigError for a method that several processes can't share."""
+    """Raises ConfigError where several processes can't share the work of a run."""
     method = config.method
+    if isinstance(method, TrainingConfig):
+        ranks.check_divisible("method.batch_size", method.batch_size)
+    if isinstance(method, PPOConfig):
+        ranks.check_divisible("method.minibatch_size", method.minibatch_size)
     if isinstance(method, TrainingConfig) and not isinstance(method, (SFTConfig, PPOConfig)):
         raise ConfigError(
             f"method={method.name} trains in one process: start it without accelerate launch or torchrun. A run that "

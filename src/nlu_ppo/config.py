@@ -252,6 +252,12 @@ class ModelConfig:
         None, "longest prompt plus completion in tokens; null reads it from the model", low=16
     )
     trust_remote_code: bool = option(False, "run code that the model's repository ships")
+    shard: bool = option(
+        False,
+        "several processes each keep a share of the frozen weights, for a model that doesn't fit one GPU (with "
+        "accelerate launch; training needs an adapter)",
+        key=False,
+    )
     micro_batch_size: int = option(
         8,
         "rows per forward pass that suit this model's size; the methods take theirs from here",

@@ -75,10 +75,10 @@ def connect(device: str) -> None:
     _group()
 
 
-def told_by_main(error: UserError) -> bool:
+def told_by_main(error: BaseException) -> bool:
     """Whether the main process tells of an error, so that this one needn't: all find what is wrong with the command
     line before they join."""
-    return not is_main() and (error.elsewhere or _objects is None)
+    return not is_main() and (getattr(error, "elsewhere", False) or _objects is None)
 
 
 _objects: Any = None  # the group for Python objects: gloo's, so that they need not pass through GPUs
@@ -115,11 +115,33 @@ def check_divisible(key: str, rows: int) -> None:
 # -- exchange ------------------------------------------------------------------------------------------------
 
 
+_meeting: Callable[[], None] | None = None  # what all do before they exchange anything
+
+
+def before_exchanges(meet: Callable[[], None]) -> None:
+    """Has `meet` called before each exchange; of several only the last counts."""
+    global _meeting
+    _meeting = meet
+
+
+def highest(number: int) -> int:
+    """The largest of all processes' numbers; together, and no exchange in the sense of `before_exchanges`."""
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_group())
+    return int(found)
+
+
 def gather(mine: T) -> list[T]:
     """What every process has, in the order of their ranks; together. Any Python object."""
     if world() == 1:
         return [mine]
     import torch.distributed as dist
+
+    if _meeting is not None:
+        _meeting()
 
     found: list[Any] = [None] * world()
     dist.all_gather_object(found, mine, group=_group())
@@ -143,6 +165,8 @@ def add(tensors: Sequence[torch.Tensor]) -> None:
     import torch
     import torch.distributed as dist
 
+    if _meeting is not None:
+        _meeting()
     by_type: dict[Any, list[torch.Tensor]] = {}
     for tensor in tensors:
         by_type.setdefault(tensor.dtype, []).append(tensor)
@@ -186,9 +210,9 @@ def on_main(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
     if failure is not None:
         raise failure
     if kind == "raised":
-        error = value[0](value[1])
-        error.elsewhere = True
-        raise error
+        told: UserError = value[0](value[1])
+        told.elsewhere = True
+        raise told
     return value
 
 

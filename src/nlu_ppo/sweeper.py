@@ -23,6 +23,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from nlu_ppo import ranks
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.mistakes import told
 
@@ -160,7 +161,16 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Checks every cell, runs those that make sense, and raises SweepError if any has no result."""
+        """Checks every cell, runs those that make sense, and raises SweepError if any has no result.
+
+        Raises:
+            ConfigError: several processes were started.
+        """
+        if ranks.world() > 1:
+            raise ConfigError(
+                f"{ranks.world()} processes work on one run, not on a sweep: start the runs one by one, or the sweep "
+                f"without accelerate launch (hydra/launcher=local gives each run a GPU of its own)"
+            )
         assert self.config is not None
         assert self.launcher is not None
         folder = Path(self.config.hydra.sweep.dir)

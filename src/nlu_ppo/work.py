@@ -59,8 +59,7 @@ def work(
         policy = load_classifier(config.model, tasks[0].task, config.seed, choose_device(config.device))
     else:
         lora = config.lora if run.trains else None
-        with ranks.main_first():
-            policy = load_policy(config.model, lora, config.seed, config.device, start)
+        policy = load_policy(config.model, lora, config.seed, config.device, start)
     cache = PromptCache(scratch / "prompts")
     parts = tuple(_part(config, data, policy, cache, rationales_of(config, data.task)) for data in tasks)
     further = tuple(_part(config, data, policy, cache) for data in beside)

@@ -18,7 +18,8 @@ class SharedPrefix:
 
     With gradients enabled the cache stays in the autograd graph: training through it gives the gradients of
     plain rows. Without a prefix (`length` 0) every batch starts from an empty cache; so it is with layers that
-    keep no cache since they checkpoint, and where the prefix alone would be another one (`Policy.short_length`).
+    keep no cache since they checkpoint, where the prefix alone would be another one (`Policy.short_length`), and with
+    gradients through sharded layers.
 
     Args:
         rows: prompts as token ids; the prefix is what all of them share, at most all but one token.
@@ -29,6 +30,8 @@ class SharedPrefix:
         length, short = common_prefix_length(rows), policy.short_length
         if not policy.keeps_caches or (short is not None and length <= short < max(map(len, rows))):
             length = 0
+        if policy.shards is not None and torch.is_grad_enabled():
+            length = 0  # a backward pass through sharded layers is that of one forward pass
         self.length = length if limit is None else min(length, limit)
         self.ids = tuple(rows[0][: self.length]) if self.length else ()
         self._layers: list[tuple[Tensor, Tensor]] = []

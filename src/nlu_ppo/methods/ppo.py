@@ -48,8 +48,6 @@ class PPOTrainer:
         method = setting.config.method
         assert isinstance(method, PPOConfig)
         self.setting, self.config, self.policy = setting, method, setting.policy
-        ranks.check_divisible("method.batch_size", method.batch_size * method.rollouts)
-        ranks.check_divisible("method.minibatch_size", method.minibatch_size)
         self.stream = training_stream(setting)
         self.steps = steps_of(method, len(self.stream))
         # only what the run comes to see

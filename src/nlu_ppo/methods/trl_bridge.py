@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from nlu_ppo import ranks, stopping
@@ -19,6 +20,7 @@ from nlu_ppo.errors import DiskError, ModelError
 from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor
 from nlu_ppo.methods.setting import Selector, Setting
+from nlu_ppo.models.sharding import frozen_names
 from nlu_ppo.progress import bar
 from nlu_ppo.storage import SEAL, newest_whole, seal, writing
 
@@ -30,7 +32,6 @@ Optimizers = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]
 def arguments(setting: Setting, method: TrainingConfig, steps: int, rows: int) -> dict[str, Any]:
     """Training arguments of any trainer, for `rows` rows per optimizer step."""
     device, mine = setting.policy.device, rows // ranks.world()
-    ranks.check_divisible("method.batch_size", rows)
     micro = max(d for d in range(1, method.micro_batch_size + 1) if mine % d == 0)
     return {
         "output_dir": str(setting.recorder.folder.checkpoints),
@@ -102,6 +103,9 @@ def fit(
         lambda: newest_whole(sorted(folder.checkpoints.glob("checkpoint-*"), key=_step_of))
     )
     folder.truncate_metrics(_step_of(resume) if resume else -1)
+    if getattr(setting.policy, "shards", None) is not None:
+        model = setting.policy.model
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen_names(model))
     trainer = build(_Bridge(setting, method, selector, names))
     trainer.remove_callback(PrinterCallback)
     with stopping.at_step_ends():

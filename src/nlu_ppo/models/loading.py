@@ -19,8 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nlu_ppo import ranks
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.locate import ADAPTER, adapter_fingerprint, fingerprint, resolve_path
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.models.sharding import Shards
 from nlu_ppo.models.sharing import BASE
 from nlu_ppo.storage import replace_folder, writing
 
@@ -53,10 +55,15 @@ def load_policy(
     """
     where, torch_device = resolve_path(model.path), choose_device(device)
     trains_base = lora is not None and not lora.enabled
+    if model.shard and trains_base:
+        raise ModelError("model.shard=true spreads frozen weights, and lora=none trains all: take an adapter")
     tokenizer = _load_tokenizer(model, where)
     if torch_device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(torch_device)  # each run of a process reports its own peak
-    if trains_base:
+    if model.shard:
+        BASE.release()
+        base = _load_base(model, where, torch.device("cpu"), dtype=_dtype(model, torch_device))
+    elif trains_base:
         BASE.release()
         base = _load_base(model, where, torch_device, whole=start)
     else:
@@ -64,15 +71,34 @@ def load_policy(
         settings = _dtype(model, torch_device), model.attention, model.trust_remote_code, str(torch_device)
         base = BASE.get((*weights, *settings), lambda: _load_base(model, where, torch_device))
     context = _context_length(base.config, model)
-    if lora is None:
-        return Policy(base, tokenizer, context)
     if trains_base:
         return Policy(base.requires_grad_(True), tokenizer, context)
-    torch.manual_seed(seed)
-    adapted = _add_lora(base, lora)
-    if start is not None:
-        _fill_adapter(adapted.eval(), start)  # a new adapter's dropout is on
-    return Policy(adapted, tokenizer, context, pretrained=start is not None)
+    adapted: Any = base
+    if lora is not None:
+        torch.manual_seed(seed)
+        adapted = _add_lora(base, lora)
+        if start is not None:
+            _fill_adapter(adapted.eval(), start)  # a new adapter's dropout is on
+    shards = _shard(adapted, base, torch_device) if model.shard else None
+    return Policy(
+        adapted, tokenizer, context, pretrained=lora is not None and start is not None, shards=shards
+    )
+
+
+def _shard(model: Any, base: Any, device: torch.device) -> Shards:
+    """Spreads the layers of `base` over the processes, and puts the rest of the model on the device.
+
+    Raises:
+        ModelError: the layers aren't where they usually are.
+    """
+    trunk = getattr(base, str(base.base_model_prefix))
+    layers = getattr(trunk, "layers", None) or getattr(trunk, "h", None)
+    if not layers:
+        raise ModelError(f"model.shard=true doesn't know where the layers of {type(base).__name__} are")
+    make_lean(model)  # while all weights are whole, since it tries them
+    shards = Shards(layers, device)
+    model.to(device)
+    return shards
 
 
 def load_parts(model: ModelConfig, device: str = "auto", start: Path | None = None) -> tuple[Any, Any, int]:
@@ -115,13 +141,19 @@ def _load_tokenizer(model: ModelConfig, where: str) -> Any:
         raise _unreadable(model, error) from error
 
 
-def _load_base(model: ModelConfig, where: str, device: torch.device, whole: Path | None = None) -> Any:
+def _load_base(
+    model: ModelConfig,
+    where: str,
+    device: torch.device,
+    whole: Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
     """The base model with its first adapter merged, on the device, frozen; or a `whole` model that a run saved."""
     base: Any
     try:
         base = AutoModelForCausalLM.from_pretrained(
             whole or where,
-            dtype=_dtype(model, device),
+            dtype=dtype or _dtype(model, device),
             attn_implementation=model.attention,
             use_safetensors=True,
             revision=model.revision,

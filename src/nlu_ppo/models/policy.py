@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from nlu_ppo.errors import ModelError
 from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.memory import keep_freed_memory
+from nlu_ppo.models.sharding import Shards
 from nlu_ppo.models.token_logprobs import token_logprobs
 from nlu_ppo.tasks.record import CLOSE
 
@@ -44,14 +45,23 @@ class Policy:
         model: a transformers causal LM, or a PeftModel around one.
         context_length: longest sequence in tokens.
         pretrained: its adapter has been trained before, so that the policy without it isn't where training starts.
+        shards: where the frozen weights of its layers are, if several processes share them.
 
     Raises:
         ModelError: trunk plus head does not give the model's own logits, or the model has layers that keep a
             running state in place of keys and values.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, context_length: int, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        context_length: int,
+        pretrained: bool = False,
+        shards: Shards | None = None,
+    ) -> None:
         self.model = model
+        self.shards = shards
         self.pretrained = pretrained
         self.tokenizer = tokenizer
         self.context_length = context_length
@@ -129,6 +139,8 @@ class Policy:
             attention: goes to the model's attention function.
         """
         assert cache is None or self.keeps_caches, "checkpointed layers would silently ignore this cache"
+        if self.shards is not None:
+            self.shards.run_forward()
         with self._last_mlp_for(wanted):
             out = self.trunk(
                 input_ids=input_ids,
@@ -185,6 +197,13 @@ class Policy:
                 return False
         # rounding in bfloat16 makes about 1%
         return bool((found - whole).norm() <= 0.05 * whole.norm())
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of a loss that one forward pass has led to."""
+        if self.shards is not None:
+            self.shards.backward(loss)
+        else:
+            loss.backward()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits in float32, (..., vocabulary), of the given hidden states."""
@@ -246,6 +265,8 @@ class Policy:
         ids = torch.arange(1, 9, device=self.device).unsqueeze(0) % self.base.config.vocab_size
         with torch.inference_mode():
             ours = self.logits(self.hidden(ids))
+            if self.shards is not None:
+                self.shards.run_forward()
             theirs = self.base(input_ids=ids, use_cache=False).logits.float()
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
             gap = (ours - theirs).abs().max().item()

@@ -103,7 +103,7 @@ def _accumulate(
     for rows in _micro_batches(policy, rollouts, list(ranks.share(minibatch)), config):
         terms, error = _losses(policy, rollouts, rows, config)
         loss = (terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy) / tokens
-        loss.backward()
+        policy.backward(loss)
         found["ppo/loss"] += loss.item()
         for item in fields(terms):
             found[item.name] += (getattr(terms, item.name) / tokens).item()
