@@ -9,7 +9,7 @@ from models import ARCHITECTURES, SHAPE, random_policy
 
 from nlu_ppo.errors import ModelError
 from nlu_ppo.inference import reading
-from nlu_ppo.inference.decoder import draw, generate, score_answers
+from nlu_ppo.inference.decoder import draw, generate, random_numbers, score_answers
 from nlu_ppo.inference.reading import read_tree
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo.forward import score_completions, score_drawn
@@ -90,6 +90,17 @@ def test_same_seed_same_samples(policy: Policy) -> None:
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
+
+
+def test_what_is_drawn_for_a_row_does_not_depend_on_its_batch(policy: Policy) -> None:
+    rows = prompts([5, 9, 7, 2, 30, 4, 4], 10)
+
+    def draw(batch_size: int) -> list[list[int]]:
+        source = torch.Generator().manual_seed(3)
+        return generate(policy, rows, 8, temperature=1.0, generator=source, batch_size=batch_size)
+
+    assert draw(1) == draw(3) == draw(64)
+    assert len(set(map(tuple, draw(64)))) > 3
 
 
 @pytest.mark.parametrize("common", [0, 12])
@@ -195,8 +206,8 @@ def test_drawing_says_what_scoring_says(architecture: str, temperature: float) -
     with torch.no_grad():
         policy.value_head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
     prompts = [[5, 6, 7, i, *range(20, 20 + 3 * i)] for i in range(6)]
-    sampling = torch.Generator().manual_seed(1)
-    drawn = draw(policy, prompts, 5, temperature=temperature, generator=sampling)
+    numbers = random_numbers(policy, len(prompts), 5, torch.Generator().manual_seed(1))
+    drawn = draw(policy, prompts, 5, temperature=temperature, numbers=numbers)
     assert [d.row for d in drawn] == list(range(6))
     with torch.no_grad():
         found = score_drawn(policy, drawn)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,3 +176,37 @@ def test_the_time_that_slurm_tells_in_seconds() -> None:
     assert _seconds("00:01:05") == 65
     assert _seconds("1-02:03:04") == 86400 + 2 * 3600 + 184
     assert _seconds("INVALID") == 0
+
+
+@pytest.mark.slow
+def test_one_run_in_two_processes_goes_back_into_the_queue_and_on(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    """scripts/one_run.sbatch, warned as ahead of its time limit."""
+    told = subprocess.run(
+        [
+            "sbatch", "--parsable", "--cpus-per-task=2", f"--output={tmp_path}/log",
+            str(ROOT / "scripts" / "one_run.sbatch"), "method=ppo", "task=toy_sentiment", "model=tiny",
+            "method.max_steps=12", "method.epochs=9", "method.select_every=0", "method.checkpoint_every=0", "task.limit.train=64",
+            "task.limit.eval=12", "eval.bootstrap_samples=20", "tracking=none", f"outputs={tmp_path}",
+            f"hydra.run.dir={tmp_path}/run",
+        ],
+        cwd=ROOT, env={**slurm, "PROCESSES": "2", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    job, folder = told.stdout.strip(), tmp_path / "run"
+    metrics = folder / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and "ppo/kl" in metrics.read_text(), 200)
+    subprocess.run(["scancel", "--signal=USR1", "--batch", job], env=slurm, check=True)
+
+    def status() -> str:
+        result = folder / "result.json"
+        return json.loads(result.read_text())["status"] if result.is_file() else ""
+
+    wait_until(lambda: status() == "interrupted", 100)
+    (left,) = (folder / "checkpoints").glob("step-*")
+    wait_until(lambda: status() == "finished", 300)
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == [*range(1, 13), 12]  # the selection slice at the end
+    assert "going on from step" in (tmp_path / "log").read_text()
+    assert 0 < int(left.name.removeprefix("step-")) < 12
