@@ -187,9 +187,9 @@ def test_one_run_in_two_processes_goes_back_into_the_queue_and_on(
         [
             "sbatch", "--parsable", "--cpus-per-task=2", f"--output={tmp_path}/log",
             str(ROOT / "scripts" / "one_run.sbatch"), "method=ppo", "task=toy_sentiment", "model=tiny",
-            "method.max_steps=12", "method.epochs=9", "method.select_every=0", "method.checkpoint_every=0", "task.limit.train=64",
-            "task.limit.eval=12", "eval.bootstrap_samples=20", "tracking=none", f"outputs={tmp_path}",
-            f"hydra.run.dir={tmp_path}/run",
+            "method.max_steps=12", "method.epochs=9", "method.select_every=0", "method.checkpoint_every=0",
+            "task.limit.train=64", "task.limit.eval=12", "eval.bootstrap_samples=20", "tracking=none",
+            f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run",
         ],
         cwd=ROOT, env={**slurm, "PROCESSES": "2", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=True,

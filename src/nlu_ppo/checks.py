@@ -60,15 +60,32 @@ def check_run(config: Config) -> None:
             check_answer_words(config.method, task)
     if config.model.kind == "encoder" and not isinstance(config.method, RewardModelConfig):
         check_encoder(config)
+    if config.model.decoder == "vllm":
+        check_vllm(config)
     if config.eval.scoring == "as_published":
         for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):
             check_published(task)
     further_tasks(config)
 
 
+def check_vllm(config: Config) -> None:
+    """Raises ConfigError where vLLM would draw from other weights than the policy's, or has nothing to draw."""
+    trains = isinstance(config.method, TrainingConfig)
+    for key, given in (
+        ("model.adapter", config.model.adapter is not None),
+        ("lora=none", trains and not config.lora.enabled),
+        ("model.shard=true", config.model.shard),
+        ("model.kind=encoder", config.model.kind == "encoder"),
+    ):
+        if given:
+            raise ConfigError(f"model.decoder=vllm doesn't go with {key}: take model.decoder=own")
+
+
 def check_processes(config: Config) -> None:
     """Raises ConfigError where several processes can't share the work of a run."""
     method = config.method
+    if config.model.decoder == "vllm":
+        raise ConfigError("model.decoder=vllm works in one process: take model.decoder=own with several")
     if isinstance(method, TrainingConfig):
         ranks.check_divisible("method.batch_size", method.batch_size)
     if isinstance(method, PPOConfig):

@@ -252,6 +252,16 @@ class ModelConfig:
         None, "longest prompt plus completion in tokens; null reads it from the model", low=16
     )
     trust_remote_code: bool = option(False, "run code that the model's repository ships")
+    decoder: str = option(
+        "own",
+        "what draws completions: this package's decoder, or vLLM (an extra), which needs room for the weights a second "
+        "time",
+        choices=("own", "vllm"),
+        since=True,
+    )
+    decoder_memory: float = option(
+        0.4, "with decoder=vllm: share of the GPU's memory that vLLM may take", low=0.01, high=1, key=False
+    )
     shard: bool = option(
         False,
         "several processes each keep a share of the frozen weights, for a model that doesn't fit one GPU (with "

@@ -17,6 +17,7 @@ from nlu_ppo.choices import ROOT
 from nlu_ppo.config import Config
 from nlu_ppo.further import load_further
 from nlu_ppo.inference import perplexity
+from nlu_ppo.inference.vllm_decoder import VllmDecoder
 from nlu_ppo.methods import METHODS, Part, Setting
 from nlu_ppo.models.classifier import load_classifier
 from nlu_ppo.models.loading import choose_device, load_policy, peak_memory_bytes, save_adapter
@@ -60,6 +61,8 @@ def work(
     else:
         lora = config.lora if run.trains else None
         policy = load_policy(config.model, lora, config.seed, config.device, start)
+        if config.model.decoder == "vllm":
+            policy.decoder = VllmDecoder(policy, config.model, lora, config.seed)
     cache = PromptCache(scratch / "prompts")
     parts = tuple(_part(config, data, policy, cache, rationales_of(config, data.task)) for data in tasks)
     further = tuple(_part(config, data, policy, cache) for data in beside)

@@ -49,9 +49,13 @@ def generate(
             on which others are in its batch.
         progress: label of a progress bar; none if `None`.
     """
+    numbers = random_numbers(policy, len(prompts), max_new_tokens, generator) if temperature else None
+    if policy.decoder is not None:
+        filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        shown = progress is not None
+        return policy.decoder.complete(prompts, max_new_tokens, numbers=numbers, progress=shown, **filters)
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
-    numbers = random_numbers(policy, len(prompts), max_new_tokens, generator) if temperature else None
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
     for rows in _batches(prompts, prefix.length, batch_size, progress):
         for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers):
@@ -74,8 +78,9 @@ class Drawn:
     """A completion of row `row` of the prompts.
 
     Attributes:
-        logprobs: of its tokens in the distribution that they were drawn from, () each; empty if greedy.
-        states: that its tokens were drawn from, (hidden,) each; empty if greedy.
+        logprobs: of its tokens in the distribution that they were drawn from, () each; empty if greedy, or drawn
+            elsewhere (`Policy.decoder`).
+        states: that its tokens were drawn from, (hidden,) each; empty in the same cases.
     """
 
     row: int
@@ -100,10 +105,14 @@ def draw(
     Args:
         numbers: from `random_numbers`, (prompts, max_new_tokens).
     """
+    if policy.decoder is not None:
+        filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        found = policy.decoder.complete(prompts, max_new_tokens, numbers=numbers, **filters)
+        return [Drawn(row, ids) for row, ids in enumerate(found)]
     prefix, rows = SharedPrefix(policy, prompts), list(range(len(prompts)))
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
-    found = _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers)
-    return sorted(found, key=lambda drawn: drawn.row)
+    drawn = _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers)
+    return sorted(drawn, key=lambda drawn: drawn.row)
 
 
 def _batches(

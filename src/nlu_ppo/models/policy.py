@@ -74,6 +74,7 @@ class Policy:
         self.closing = CLOSE  # decoding ends with it
         self.reads_trees: bool | None = None  # not known before inference.reading tries it
         self.reference_prefix: Any = None  # what ppo.rollout keeps of it as a reference
+        self.decoder: Any = None  # inference.vllm_decoder, where completions are drawn by it
         self._frozen: Policy | None = None
         self._first: dict[str, Tensor] | None = None
         self._softcap = getattr(self.base.config, "final_logit_softcapping", None)

@@ -154,7 +154,7 @@ def _score_old(
 ) -> Scored:
     """Log-probabilities and values of what was drawn, under the policy that drew it."""
     filtered = config.top_k is not None or config.top_p is not None
-    if torch.finfo(policy.trunk.dtype).bits >= 32 and not filtered:
+    if torch.finfo(policy.trunk.dtype).bits >= 32 and not filtered and policy.decoder is None:
         return score_drawn(policy, drawn)
     # In bfloat16 decoding and training round differently, by more than the clip range forgives: the same path for
     # both. And what top-k and top-p leave is found from that path's logits.
