@@ -139,15 +139,17 @@ class Prompter:
         system = [{"role": "system", "content": instruction}, *turns]
         # Templates without a system role raise (Gemma's), or leave it out: the instruction then opens the first turn.
         merged = [{**turns[0], "content": f"{instruction}\n\n{turns[0]['content']}"}, *turns[1:]]
+        wanted = [message["content"].strip() for message in system]
+        failure = "it leaves texts out"  # templates for images pass over plain texts
         for messages in (system, merged):
             try:
                 text = self.tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=True, **TEMPLATE
                 )
             except Exception as error:  # jinja2 errors of many kinds, by the template's own choice
-                failure = error
+                failure = str(error)
                 continue
-            if instruction in text:
+            if all(part in text for part in wanted):
                 return _thought_through(text) + opening
         raise ModelError(
             f"the tokenizer's chat template takes neither a system turn nor the instruction in the first "

@@ -38,5 +38,7 @@ def has_alibi(config: Any) -> bool:
     """Whether scores fall with distance in place of positions being told to tokens."""
     of_attention = getattr(config, "attn_config", None)
     return bool(
-        config.model_type == "bloom" or getattr(config, "alibi", False) or getattr(of_attention, "alibi", False)
+        config.model_type == "bloom"
+        or getattr(config, "alibi", False)
+        or getattr(of_attention, "alibi", False)
     )
