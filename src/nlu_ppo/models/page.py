@@ -77,7 +77,7 @@ directory.
   run says its way and the reason when it has loaded the model, and `result.json` keeps it as
   `shared_prefixes`.
 - **Revision.** The commit of the repository that is loaded, part of a run's key. `model.revision=main` takes
-  the newest. Where none is pinned, no commit was found that is known to hold safetensors.
+  the newest, which is also what a model that isn't pinned gets.
 - **Weights** must be safetensors. **Gated** models, as far as known here, need a hub account that has
   accepted their licence.
 - **Memory.** `dtype` is bfloat16 on CUDA and float32 on a CPU, unless `model.dtype` says otherwise.
