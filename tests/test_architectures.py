@@ -143,7 +143,9 @@ def test_shared_prefixes_give_the_loss_and_gradients_of_plain_rows(
                 parameter.normal_(0.0, 0.1, generator=generator)
     prompter = Prompter(get_task("sst2"), policy.tokenizer, config.model.layout)
     texts = ("a gripping film", "dull", "a gripping and clever film", "no")
-    prompts = [p.ids for p in prompter.encode(Example(id=t, fields={"sentence": t}, label=0) for t in texts)]
+    prompts = [
+        list(p.ids) for p in prompter.encode(Example(id=t, fields={"sentence": t}, label=0) for t in texts)
+    ]
     completions = [list(prompter.completion_ids(prompter.completion(i % 2))) for i in range(len(texts))]
     assert reads_trees(policy) == (TOYS[name].sharing == "trees")
     with in_float64():

@@ -152,8 +152,9 @@ def test_chat_templates_as_they_are_published(template: str, demonstrations: int
     parts = [prompter.instruction]
     for example in shown[:demonstrations]:
         parts += [prompter.query(example), f"{OPEN}Negative{CLOSE}"]
-    places = [text.index(part) for part in (*parts, prompter.query(REVIEW))]
-    assert places == sorted(places)
+    place = 0
+    for part in (*parts, prompter.query(REVIEW)):
+        place = text.index(part, place) + len(part)  # behind those before
     assert text.count(f"{OPEN}Negative{CLOSE}") == demonstrations
 
 

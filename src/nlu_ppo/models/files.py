@@ -50,7 +50,7 @@ def _advice(model: ModelConfig, error: Exception) -> str | None:
             "run. Read it, and if you trust it, say model.trust_remote_code=true. It may not fit transformers "
             f"{transformers.__version__}, for which most such code was not written"
         )
-    if "use_safetensors" in told:
+    if "use_safetensors" in told or "no file named model.safetensors" in told:  # on the hub, in a directory
         at = f" at revision {model.revision}" if model.revision else ""
         return (
             f"there are no safetensors{at}, and weights are read from nothing else, since other files can run code. "
