@@ -132,7 +132,7 @@ def test_shared_prefixes_give_the_loss_and_gradients_of_plain_rows(
     """Prompts in the family's own layout, in float64: shared, plain, and each row by the model's own forward."""
     config = config_for("ppo", name, folders[name])
     loaded = load_policy(config.model, config.lora, seed=0, device="cpu")
-    policy = Policy(loaded.model.double(), loaded.tokenizer, loaded.context_length)
+    policy = Policy(loaded.model.double().eval(), loaded.tokenizer, loaded.context_length)
     policy.add_value_head()
     assert policy.value_head is not None
     generator = torch.Generator().manual_seed(3)
