@@ -132,6 +132,7 @@ def test_the_learning_rate_follows_the_model():
         ("method.batch_size=10", "method.minibatch_size=16"),
         ("task.source=raw", "task.data_dir=DIR"),
         ("model.learning_rate=null", "model.learning_rate"),
+        ("model.path=some/folder", "say model=local model.path=some/folder"),
         ("task.record=3", "task.record"),
         ("eval.also=mr", "a list"),
         ("eval.source=web", "hub, raw"),

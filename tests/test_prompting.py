@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from models import byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -21,6 +22,22 @@ CHAT = (
     "{% for m in messages %}{% if m.role == 'system' and no_system %}{{ raise_exception('no system role') }}{% endif %}"
     "[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+IM, NO_THOUGHTS = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
+ENDINGS = {  # what opens the assistant's turn
+    "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama3_1": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "qwen2_5": IM,
+    "qwen3": IM + NO_THOUGHTS,  # thinks unless told not to
+    "qwen3_5_think": IM + NO_THOUGHTS,
+    "qwen3_instruct_2507": IM,
+    "deepseek_r1_distill": "<｜Assistant｜>" + NO_THOUGHTS,  # opens a thinking block whatever it is told
+    "gemma": "<start_of_turn>model\n",  # refuses a system turn
+    "gemma3": "<start_of_turn>model\n",
+    "phi3": "<|assistant|>\n",
+}
 
 
 def load_tokenizer(which: str, shared: Path) -> Any:
@@ -114,6 +131,42 @@ def test_chat_layout(system_role: bool) -> None:
     assert f"[assistant]{OPEN}Negative{CLOSE}" in text
     assert text.count(prompter.instruction) == 1
     assert text.startswith("[system]" if system_role else "[user]" + prompter.instruction)
+
+
+def render_chat(template: str, shown: list[Example]) -> tuple[Prompter, str]:
+    """A prompt by one of the templates that TRL carries."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    prompter = Prompter(get_task("sst2"), tokenizer, "chat", shown)
+    return prompter, prompter.render(REVIEW)
+
+
+@pytest.mark.parametrize("template", ENDINGS)
+@pytest.mark.parametrize("demonstrations", [0, 2])
+def test_chat_templates_as_they_are_published(template: str, demonstrations: int) -> None:
+    """Instruction first and once, all turns in order, and an assistant's turn that begins with the open tag."""
+    shown = [Example(id=f"t{i}", fields={"sentence": w}, label=0) for i, w in enumerate(("dull", "slow"))]
+    prompter, text = render_chat(template, shown[:demonstrations])
+    assert text.endswith(ENDINGS[template] + OPEN)
+    assert text.count(prompter.instruction) == 1
+    parts = [prompter.instruction]
+    for example in shown[:demonstrations]:
+        parts += [prompter.query(example), f"{OPEN}Negative{CLOSE}"]
+    place = 0
+    for part in (*parts, prompter.query(REVIEW)):
+        place = text.index(part, place) + len(part)  # behind those before
+    assert text.count(f"{OPEN}Negative{CLOSE}") == demonstrations
+
+
+def test_a_date_in_a_template_is_not_todays() -> None:
+    assert "Today Date: 26 Jul 2024" in render_chat("llama3_2", [])[1]
+
+
+@pytest.mark.parametrize("template", ["idefics3", "smolvlm", "llava_next"])
+def test_a_template_that_leaves_texts_out_is_an_error(template: str) -> None:
+    """They write the blocks of a turn, and ours are plain texts."""
+    with pytest.raises(ModelError, match=r"chat template.*model\.layout=plain"):
+        render_chat(template, [])
 
 
 def test_chat_layout_needs_a_template() -> None:

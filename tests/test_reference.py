@@ -10,13 +10,16 @@ import pytest
 from nlu_ppo.choices import Choice, read_groups
 from nlu_ppo.config import ModelConfig, RewardModelConfig, SFTConfig, walk
 from nlu_ppo.mistakes import all_fields
-from nlu_ppo.reference import DOCS, PAGE, TASKS_PAGE, _choices_table, main, page
+from nlu_ppo.models.page import page as models_page
+from nlu_ppo.reference import DOCS, MODELS_PAGE, PAGE, TASKS_PAGE, _choices_table, main, page
 from nlu_ppo.tasks import TASKS
 from nlu_ppo.tasks.page import page as tasks_page
 
 
 @pytest.mark.parametrize(
-    ("file", "text"), [(PAGE, page()), (TASKS_PAGE, tasks_page())], ids=["config", "tasks"]
+    ("file", "text"),
+    [(PAGE, page()), (TASKS_PAGE, tasks_page()), (MODELS_PAGE, models_page())],
+    ids=["config", "tasks", "models"],
 )
 def test_the_committed_pages_are_up_to_date(file, text):
     assert file.read_text(encoding="utf-8") == text, f"run `make docs` and commit {file.name}"
@@ -61,7 +64,7 @@ def test_no_key_is_listed_twice():
     assert page().count("| `method.rollouts` |") == page().count("| `method.batch_size` |") == 1
 
 
-@pytest.mark.parametrize("text", [page(), tasks_page()], ids=["config", "tasks"])
+@pytest.mark.parametrize("text", [page(), tasks_page(), models_page()], ids=["config", "tasks", "models"])
 def test_every_row_of_a_table_has_its_columns(text):
     width = None
     for line in text.splitlines():
@@ -80,9 +83,9 @@ def test_a_choice_shows_what_it_sets():
 
 def test_main_writes_the_pages(tmp_path, capsys):
     main(tmp_path / "docs")
-    for file in (PAGE, TASKS_PAGE):
+    for file in (PAGE, TASKS_PAGE, MODELS_PAGE):
         assert (tmp_path / "docs" / file.name).read_bytes() == (DOCS / file.name).read_bytes()
-    assert capsys.readouterr().out.count("wrote") == 2
+    assert capsys.readouterr().out.count("wrote") == 3
 
 
 NESTED = {  # settings of one thing within those of another

@@ -16,7 +16,7 @@ import pytest
 from composing import ROOT, config_of
 
 from nlu_ppo.config import METHOD_SCHEMAS, Config, walk
-from nlu_ppo.identity import identity, run_key
+from nlu_ppo.identity import identity, reward_model_config, run_key
 from nlu_ppo.run import build_run
 
 METHODS = sorted(METHOD_SCHEMAS)
@@ -176,6 +176,34 @@ def test_a_rate_counts_where_a_method_takes_it():
     assert key("sft") == key("sft", "model.learning_rate.ppo=1e-3")
     assert key("zero_shot") == key("zero_shot", "model.learning_rate.sft=1e-3")
     assert key("sft", "method.learning_rate=1e-3") == key("sft", "model.learning_rate.sft=1e-3")
+
+
+def test_modules_count_where_an_adapter_takes_them():
+    assert base("sft").lora.targets == ["q_proj", "v_proj"]
+    assert key("sft") != key("sft", "model.lora_targets=[k_proj]") == key("sft", "lora.targets=[k_proj]")
+    assert key("sft", "lora=all_linear") == key("sft", "lora=all_linear", "model.lora_targets=[k_proj]")
+    assert key("zero_shot") == key("zero_shot", "model.lora_targets=[k_proj]")
+
+
+def test_keys_from_before_models_named_their_modules_are_the_same():
+    """Of the embedded model, whose modules PEFT chooses; noted down before there was `model.lora_targets`."""
+    keys = {"ppo": "fe1ce6da", "sft": "48d41cbf"}
+    for method, known in keys.items():
+        assert identity(config_of(f"method={method}"))["lora"]["targets"] is None
+        assert run_key(config_of(f"method={method}")).startswith(known)
+
+
+def test_a_reward_model_of_another_architecture_has_its_own_modules():
+    chosen = [
+        "task=rte",
+        "model=qwen2_5_1_5b_instruct",
+        "reward=label_sensitive",
+        "+model@reward.model=bloom_3b",
+    ]
+    found = reward_model_config(config_of(*chosen), "label_model")
+    assert (found.model.name, found.lora.targets) == ("bloom_3b", ["query_key_value"])
+    said = reward_model_config(config_of(*chosen, "lora.targets=[k_proj]"), "label_model")
+    assert said.lora.targets == ["k_proj"]
 
 
 def test_data_count_by_content_not_by_place(tmp_path: Path):

@@ -28,6 +28,8 @@ from nlu_ppo.config import (
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.record_checks import check_record
 
+TINY = "tiny"  # name and path of the model that ships with the package
+
 
 def register_schemas() -> None:
     """Makes the schemas known to Hydra; YAML choices inherit from them through their defaults list."""
@@ -111,6 +113,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"method.init=sft needs the settings of the SFT run, and method={method.name} composes none: put "
             f"`/method@start: sft` into its defaults list"
+        )
+    if config.model.name == TINY != config.model.path:
+        raise ConfigError(
+            f"model.path={config.model.path}: with model=tiny it would be trained with the rates of a toy, and called "
+            f"tiny: say model=local model.path={config.model.path}, or take the choice that the folder is a copy of"
         )
     if config.model.kind == "encoder":
         _check_encoder(config)

@@ -268,6 +268,13 @@ class ModelConfig:
         "accelerate launch; training needs an adapter)",
         key=False,
     )
+    # not in the key: what counts is what the adapter took, `lora.targets`
+    lora_targets: list[str] | None = option(
+        None,
+        "modules of this architecture that `lora=paper` adapts, the projections of its attention; null takes PEFT's "
+        "choice",
+        key=False,
+    )
     micro_batch_size: int = option(
         8,
         "rows per forward pass that suit this model's size; the methods take theirs from here",

@@ -103,9 +103,11 @@ def reward_model_config(config: Config, name: str) -> Config:
     """
     method: RewardModelConfig = getattr(config.reward, name)
     reading = config.eval if method.init == "sft" else EvalConfig()  # its SFT run is the policy's
+    model, lora = config.reward.model or config.model, config.lora
+    if lora.targets == config.model.lora_targets:  # the policy's own modules, which another base may not have
+        lora = dataclasses.replace(lora, targets=model.lora_targets)
     return dataclasses.replace(
-        config, method=method, model=config.reward.model or config.model, reward=RewardConfig("none"),
-        eval=reading, study=REWARD_MODELS,
+        config, method=method, model=model, lora=lora, reward=RewardConfig("none"), eval=reading, study=REWARD_MODELS,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`python -m nlu_ppo.reference`: writes docs/configuration.md from the schemas and conf/, and docs/tasks.md."""
+"""`python -m nlu_ppo.reference`: writes docs/configuration.md from the schemas and conf/, tasks.md and models.md."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from nlu_ppo.config import (
     walk,
 )
 from nlu_ppo.markdown import prose, table
+from nlu_ppo.models.page import page as models_page
 from nlu_ppo.tasks import TASKS
 from nlu_ppo.tasks.page import BENCHMARKS
 from nlu_ppo.tasks.page import page as tasks_page
@@ -27,6 +28,7 @@ from nlu_ppo.tasks.page import page as tasks_page
 DOCS = CONF.parent / "docs"
 PAGE = DOCS / "configuration.md"
 TASKS_PAGE = DOCS / "tasks.md"
+MODELS_PAGE = DOCS / "models.md"
 MISSING = "???"
 
 FAMILIES = {TrainingConfig: "train", RewardedConfig: "learn from a reward"}  # methods with keys in common
@@ -230,7 +232,8 @@ def _yaml(value: Any) -> str:
 def main(folder: Path = DOCS) -> None:
     """Writes the generated pages."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((PAGE.name, page()), (TASKS_PAGE.name, tasks_page())):
+    pages = {PAGE: page(), TASKS_PAGE: tasks_page(), MODELS_PAGE: models_page()}
+    for name, text in ((file.name, text) for file, text in pages.items()):
         (folder / name).write_text(text, encoding="utf-8")
         print(f"wrote {folder / name}")
 

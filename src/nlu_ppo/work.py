@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 import platform
 import subprocess
 import time
@@ -18,6 +19,7 @@ from nlu_ppo.config import Config
 from nlu_ppo.further import load_further
 from nlu_ppo.inference import perplexity
 from nlu_ppo.inference.vllm_decoder import VllmDecoder
+from nlu_ppo.inference.ways import sharing
 from nlu_ppo.methods import METHODS, Part, Setting
 from nlu_ppo.models.classifier import load_classifier
 from nlu_ppo.models.loading import choose_device, load_policy, peak_memory_bytes, save_adapter
@@ -34,6 +36,8 @@ from nlu_ppo.tasks.splits import TaskData, load_tasks
 from nlu_ppo.tasks.submission_sets import load_submission
 from nlu_ppo.tracking.datasets import describe_data
 from nlu_ppo.tracking.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
 
@@ -68,8 +72,10 @@ def work(
     further = tuple(_part(config, data, policy, cache) for data in beside)
     if config.task.rationale:
         policy.closing = CLOSE_ANALYSIS
-    setting, reading = Setting(config, policy, parts, recorder), None
+    setting, reading, shared = Setting(config, policy, parts, recorder), None, None
     if config.model.kind == "decoder":
+        shared = sharing(policy, getattr(config.method, "share_prefix", True))
+        log.info("prefixes that prompts share: %s", shared)
         setting = setting.with_room_for_answers()
         for part in further:
             part.leave_room_for_answers(policy, config.eval)
@@ -115,6 +121,7 @@ def work(
         **summary,
         "skipped_rows": skipped,
         "best": recorder.best,
+        "shared_prefixes": shared,
         "seconds": clock.laps,
         "samples_per_second": trained / max(clock.laps["fit" if run.trains else "evaluate"], 1e-9),
         "peak_memory_bytes": peak_memory_bytes(policy.device),

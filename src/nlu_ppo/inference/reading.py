@@ -198,7 +198,7 @@ def reads_trees(policy: Policy) -> bool:
     return policy.reads_trees
 
 
-def _sees_everything(config: Any) -> bool:
+def sees_everything(config: Any) -> bool:
     """Whether every layer attends to all that came before: windows are longer than what a small try would notice."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
@@ -215,7 +215,7 @@ def _alike(logits: Tensor, true: Tensor, dtype: torch.dtype) -> bool:
 def _try_tree(policy: Policy) -> bool:
     config = policy.trunk.config
     before, training = config._attn_implementation, policy.model.training
-    if before not in ("sdpa", tree_attention.NAME) or not _sees_everything(config):
+    if before not in ("sdpa", tree_attention.NAME) or not sees_everything(config):
         return False
     rows = [
         [token % config.vocab_size for token in row] for row in ([1, 2, 3, 4, 5], [1, 2, 6, 7], [1, 2, 6, 1])

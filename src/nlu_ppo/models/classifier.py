@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlu_ppo.config import ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.files import reading, source
 from nlu_ppo.models.locate import resolve_path
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import Prompt
@@ -150,10 +151,9 @@ def load_encoder(
     """
     where = resolve_path(model.path)
     dtype = {"auto": torch.float32}.get(model.dtype) or getattr(torch, model.dtype)
-    common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     torch.manual_seed(seed)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(where, **common)
+    with reading(model):
+        tokenizer: Any = AutoTokenizer.from_pretrained(where, **source(model))
         with _without_report():
             found, loaded = AutoModelForSequenceClassification.from_pretrained(
                 where,
@@ -163,10 +163,8 @@ def load_encoder(
                 dtype=dtype,
                 attn_implementation=model.attention,
                 use_safetensors=True,
-                **common,
+                **source(model),
             )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path={model.path}: {error}") from error
     prefix = f"{found.base_model_prefix}."
     lacking = sorted(n for n in loaded["missing_keys"] if n.startswith(prefix) and ".pooler." not in n)
     if lacking:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nlu_ppo import ranks
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.files import reading, source, unfit_targets
 from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.locate import ADAPTER, adapter_fingerprint, fingerprint, resolve_path
 from nlu_ppo.models.policy import Policy
@@ -133,12 +134,8 @@ def _fill_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def _load_tokenizer(model: ModelConfig, where: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(
-            where, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise _unreadable(model, error) from error
+    with reading(model):
+        return AutoTokenizer.from_pretrained(where, **source(model))
 
 
 def _load_base(
@@ -150,17 +147,19 @@ def _load_base(
 ) -> Any:
     """The base model with its first adapter merged, on the device, frozen; or a `whole` model that a run saved."""
     base: Any
-    try:
+    with reading(model):
         base = AutoModelForCausalLM.from_pretrained(
             whole or where,
             dtype=dtype or _dtype(model, device),
             attn_implementation=model.attention,
             use_safetensors=True,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            **source(model),
         )
-    except (OSError, ValueError) as error:
-        raise _unreadable(model, error) from error
+    if base.config.get_text_config() is not base.config:
+        raise ModelError(
+            f"model.path={model.path}: {type(base).__name__} reads more than text, and this package can't train its "
+            f"language model alone: take a size or a conversion of it that is a language model only"
+        )
     if model.adapter and whole is None:
         # Merged, so that a method that starts from it has it in its reference as well.
         base = load_adapter(base, Path(model.adapter)).merge_and_unload()
@@ -171,10 +170,6 @@ def _dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
     if model.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[model.dtype]
-
-
-def _unreadable(model: ModelConfig, error: Exception) -> ModelError:
-    return ModelError(f"model.path={model.path}: {error}")
 
 
 def _context_length(config: Any, model: ModelConfig) -> int:
@@ -205,7 +200,7 @@ def _add_lora(base: Any, lora: LoraConfig) -> PeftModel:
     try:
         return get_peft_model(base, config)
     except ValueError as error:
-        raise ModelError(f"lora.targets={lora.targets} don't fit {type(base).__name__}: {error}") from error
+        raise unfit_targets(lora, base, error) from error
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:

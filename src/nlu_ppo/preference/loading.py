@@ -17,6 +17,7 @@ from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
 from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.models.classifier import load_encoder
+from nlu_ppo.models.files import unfit_targets
 from nlu_ppo.models.loading import choose_device, load_parts
 from nlu_ppo.preference.encoder import EncoderRewardModel
 from nlu_ppo.preference.model import RewardModel
@@ -53,9 +54,7 @@ def new_reward_model(
     try:
         return RewardModel(get_peft_model(classifier, config), tokenizer, context)
     except ValueError as error:
-        raise ModelError(
-            f"lora.targets={lora.targets} don't fit {type(classifier).__name__}: {error}"
-        ) from error
+        raise unfit_targets(lora, classifier, error) from error
 
 
 def load_reward_model(
