@@ -252,9 +252,9 @@ class ModelConfig:
         None, "longest prompt plus completion in tokens; null reads it from the model", low=16
     )
     trust_remote_code: bool = option(False, "run code that the model's repository ships")
-    micro_batch_size: int = option(
+    micro_batch_size: int | None = option(
         8,
-        "rows per forward pass that suit this model's size; the methods take theirs from here",
+        "rows per forward pass that suit this model's size; the methods take theirs from here, null too",
         low=1,
         key=False,
     )
@@ -312,8 +312,18 @@ class TrainingConfig(MethodConfig):
         since=True,
     )
     batch_size: int = option(16, "training examples per step", low=1)
-    micro_batch_size: int = option(
-        8, "rows per forward pass; changes memory, not the result", low=1, key=False
+    micro_batch_size: int | None = option(
+        8,
+        "rows per forward pass; changes memory, not the result; null takes as many as fit. What doesn't fit into "
+        "memory is done again with half of them",
+        low=1,
+        key=False,
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "keep the layers' inputs only, and compute the rest again in the backward pass: less memory, more time, the "
+        "same result",
+        key=False,
     )
     max_grad_norm: float | None = option(None, "clip the gradient's norm", low=0)
     select_every: int = option(
@@ -588,7 +598,9 @@ class EvalConfig:
         False, "also answer the benchmark's test splits, and write the files that its server takes"
     )
     bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
-    batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
+    batch_size: int | None = option(
+        64, "prompts decoded at a time; null takes as many as fit, up to 512", low=1, key=False
+    )
     also: list[str] = option(
         [],
         "further tasks to evaluate the model on, by name, or by the path of a task's YAML file",

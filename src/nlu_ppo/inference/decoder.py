@@ -20,6 +20,7 @@ from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
 from nlu_ppo.inference.reading import prefill, read_completions, reads_trees
 from nlu_ppo.inference.tree import Ids, alike
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.models.room import fitting, in_batches
 from nlu_ppo.progress import bar
 
 
@@ -33,7 +34,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     progress: str | None = None,
 ) -> list[list[int]]:
     """Completions of `prompts`, each ending with the closing tag, with end-of-sequence, or at the limit.
@@ -41,14 +42,26 @@ def generate(
     Args:
         temperature: 0 is greedy; above, tokens are drawn from exactly softmax(logits / temperature).
         top_k, top_p: draw from that over the allowed tokens only (`allowed_tokens`).
+        batch_size: prompts at a time; `None` for as many as fit. What doesn't fit is decoded in smaller batches.
         progress: label of a progress bar; none if `None`.
+
+    Raises:
+        NoRoomError: not even one prompt fits into memory.
     """
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    for rows in _batches(prompts, prefix.length, batch_size, progress):
-        for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, choose):
-            completions[drawn.row] = drawn.ids
+
+    def keep(drawn: Drawn) -> int:
+        completions[drawn.row] = drawn.ids
+        return drawn.row
+
+    def run(rows: list[int]) -> Iterator[Drawn]:
+        return _decode(policy, prefix, prompts, rows, max_new_tokens, choose)
+
+    order = _in_order(prompts, prefix.length)
+    with bar(total=len(order), desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
+        in_batches(policy.room, "decoding", order, batch_size, run, keep, shown.update)
     return completions
 
 
@@ -82,26 +95,31 @@ def draw(
     top_p: float | None = None,
     generator: torch.Generator,
 ) -> list[Drawn]:
-    """One completion of each prompt, in one batch; arguments as of `generate`."""
+    """One completion of each prompt, in one batch or in as few as fit; arguments as of `generate`.
+
+    Raises:
+        NoRoomError: not even one prompt fits into memory.
+    """
     prefix, rows = SharedPrefix(policy, prompts), list(range(len(prompts)))
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-    found = _decode(policy, prefix, prompts, rows, max_new_tokens, choose)
+    before = generator.get_state()
+
+    def run(size: int) -> list[Drawn]:
+        generator.set_state(before)  # of an attempt that didn't fit nothing is left
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [
+            d for batch in batches for d in _decode(policy, prefix, prompts, batch, max_new_tokens, choose)
+        ]
+
+    found = fitting(policy.room, "drawing", len(rows), len(rows), run)
     return sorted(found, key=lambda drawn: drawn.row)
 
 
-def _batches(
-    prompts: Sequence[Ids], common: int, batch_size: int, progress: str | None
-) -> Iterator[list[int]]:
-    """Row numbers in batches: prompts that share much stay together, and the longest come first, since the
-    biggest batch fails first, if any does. All prompts share `common` tokens."""
+def _in_order(prompts: Sequence[Ids], common: int) -> list[int]:
+    """Row numbers: prompts that share much stay together, and the longest come first, since the biggest batch
+    fails first, if any does. All prompts share `common` tokens."""
     families = sorted(_families(prompts, common), key=lambda rows: -max(len(prompts[i]) for i in rows))
-    order = [row for rows in families for row in rows]
-    total = len(prompts)
-    with bar(total=total, desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield rows
-            shown.update(len(rows))
+    return [row for rows in families for row in rows]
 
 
 def _families(prompts: Sequence[Ids], common: int) -> list[list[int]]:
@@ -180,7 +198,7 @@ def score_answers(
     prompts: Sequence[Ids],
     answers: Sequence[Sequence[Ids]],
     *,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     progress: str | None = None,
 ) -> list[list[float]]:
     """Log-probability of every answer of every prompt, in nats.
@@ -188,17 +206,26 @@ def score_answers(
     Args:
         answers: per prompt its legal completions as tokens, closing tag included, so that an answer which
             begins another one does not collect the other's probability.
-        batch_size: rows of one forward pass, a row being one answer of one prompt.
+        batch_size: rows of one forward pass, a row being one answer of one prompt; `None` for as many as fit.
+
+    Raises:
+        NoRoomError: not even one prompt's answers fit into memory.
     """
     prefix = SharedPrefix(policy, prompts)
     scores: list[list[float]] = [[] for _ in prompts]
     widest = max((len(choices) for choices in answers), default=1)
     score = _score_tree if reads_trees(policy) else _score_behind_prompts
-    for rows in _batches(prompts, prefix.length, max(1, batch_size // widest), progress):
+
+    def run(rows: list[int]) -> Iterator[int]:
         owners = [row for row in rows for _ in answers[row]]
         found = score(policy, prefix, [prompts[i] for i in rows], [answers[i] for i in rows])
         for row, total in zip(owners, found.tolist(), strict=True):
             scores[row].append(total)
+        yield from rows
+
+    order, wanted = _in_order(prompts, prefix.length), batch_size and max(1, batch_size // widest)
+    with bar(total=len(order), desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
+        in_batches(policy.room, "scoring answers", order, wanted, run, int, shown.update)
     return scores
 
 

@@ -195,6 +195,7 @@ class PPOTrainer:
             "rewards": asdict(self.scaler.moments),
             "optimizer": optimizer.values,
             "selected": selected,
+            "room": self.policy.room.found,
         }
         return checkpoint.State(tensors, values)
 
@@ -208,6 +209,7 @@ class PPOTrainer:
         self.selector.load_state_dict({**state.values["selected"], "weights": best or None})
         self.sampling.set_state(tensors["random/sampling"])
         self.shuffling.set_state(tensors["random/shuffling"])
+        self.policy.room.found |= state.values.get("room", {})
         self.kl.coef = state.values["kl_coef"]
         self.scaler.moments = RunningMoments(**state.values["rewards"])
 

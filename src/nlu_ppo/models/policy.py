@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from nlu_ppo.errors import ModelError
 from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.memory import keep_freed_memory
+from nlu_ppo.models.room import Room
 from nlu_ppo.models.token_logprobs import token_logprobs
 from nlu_ppo.tasks.record import CLOSE
 
@@ -60,6 +61,7 @@ class Policy:
         self.trunk: Any = getattr(self.base, str(base.base_model_prefix))
         self.head: Any = self.base.get_output_embeddings()
         self.device: torch.device = next(model.parameters()).device
+        self.room = Room()
         self.value_head: ValueHead | None = None
         self.closing = CLOSE  # decoding ends with it
         self.reads_trees: bool | None = None  # not known before inference.reading tries it

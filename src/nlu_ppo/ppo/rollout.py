@@ -16,7 +16,7 @@ from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions, score_drawn
+from nlu_ppo.ppo.forward import Scored, in_micro_batches, score_completions, score_drawn
 from nlu_ppo.prompting import Prompt, common_prefix_length
 from nlu_ppo.tasks.record import Example, Label
 
@@ -131,20 +131,25 @@ def _score(
     allow: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Scored:
     """Scores in micro-batches like the update's, padded to one width."""
-    batches = list(micro_batches(policy, prompts, completions, config))
-    parts = [
-        score_completions(
-            policy,
-            [prompts[i] for i in rows],
-            [completions[i] for i in rows],
-            temperature=config.temperature,
-            share_prefix=config.share_prefix,
-            with_values=with_values,
-            prefix=prefix,
-            allow=allow[rows] if isinstance(allow, Tensor) else allow,
-        )
-        for rows in batches
-    ]
+    batches: list[list[int]] = []
+
+    def run(found: list[list[int]]) -> list[Scored]:
+        batches[:] = found
+        return [
+            score_completions(
+                policy,
+                [prompts[i] for i in rows],
+                [completions[i] for i in rows],
+                temperature=config.temperature,
+                share_prefix=config.share_prefix,
+                with_values=with_values,
+                prefix=prefix,
+                allow=allow[rows] if isinstance(allow, Tensor) else allow,
+            )
+            for rows in found
+        ]
+
+    parts = in_micro_batches(policy, "scoring", prompts, completions, config, run)
     width = max(part.mask.shape[1] for part in parts)
     back = torch.tensor([i for rows in batches for i in rows], device=policy.device).argsort()
 

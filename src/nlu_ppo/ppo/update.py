@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import micro_batches, score_completions
+from nlu_ppo.ppo.forward import in_micro_batches, score_completions
 from nlu_ppo.ppo.rollout import Rollouts
 
 
@@ -45,20 +45,11 @@ def update(
     seen, steps, first_ratio_error = 0, 0, 0.0
     parameters = [p for _, p in policy.trainable()]
     for minibatch in _minibatches(len(rollouts.completions), config, generator):
-        optimizer.zero_grad(set_to_none=True)
-        tokens, approx_kl = rollouts.mask[minibatch].sum(), 0.0
-        for rows in _micro_batches(policy, rollouts, minibatch, config):
-            terms, ratio_error = _losses(policy, rollouts, rows, config)
-            loss = (
-                terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
-            ) / tokens
-            loss.backward()
-            totals["ppo/loss"] += loss.item()
-            for item in fields(terms):
-                totals[item.name] += (getattr(terms, item.name) / tokens).item()
-            approx_kl += (terms.approx_kl / tokens).item()
-            if seen == 0:
-                first_ratio_error = max(first_ratio_error, ratio_error)
+        found = _gradients(policy, optimizer, rollouts, minibatch, config)
+        for name, value in found.sums.items():
+            totals[name] += value
+        if seen == 0:
+            first_ratio_error = found.ratio_error
         seen += 1
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
         if not math.isfinite(totals["ppo/loss"]) or not torch.isfinite(norm):
@@ -67,7 +58,7 @@ def update(
                 f"norm {norm:.4g}): lower method.learning_rate, or set method.max_grad_norm"
             )
         totals["ppo/grad_norm"] += norm.item()
-        if config.target_kl is not None and approx_kl > config.target_kl:
+        if config.target_kl is not None and found.sums["approx_kl"] > config.target_kl:
             break  # the policy has gone far enough from the one that drew these rollouts
         optimizer.step()
         steps += 1
@@ -93,13 +84,45 @@ def _minibatches(rows: int, config: PPOConfig, generator: torch.Generator) -> It
             yield order[start : start + config.minibatch_size]
 
 
-def _micro_batches(
-    policy: Policy, rollouts: Rollouts, rows: list[int], config: PPOConfig
-) -> Iterator[list[int]]:
-    """The minibatch in parts whose gradients add up to its own."""
-    prompts, completions = ([x[i] for i in rows] for x in (rollouts.prompts, rollouts.completions))
-    for part in micro_batches(policy, prompts, completions, config):
-        yield [rows[i] for i in part]
+@dataclass
+class _Found:
+    """What a minibatch's forward passes say, beside its gradient: means over its tokens, and the first ratios."""
+
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    ratio_error: float = 0.0
+
+
+def _gradients(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Rollouts,
+    minibatch: list[int],
+    config: PPOConfig,
+) -> _Found:
+    """Puts the minibatch's gradient into the parameters, in parts whose gradients add up to it.
+
+    Raises:
+        NoRoomError: not even one row fits into memory.
+    """
+    tokens = rollouts.mask[minibatch].sum()
+
+    def run(parts: list[list[int]]) -> _Found:
+        optimizer.zero_grad(set_to_none=True)  # also of what a larger part has left that didn't fit
+        found = _Found()
+        for part in parts:
+            terms, ratio_error = _losses(policy, rollouts, [minibatch[i] for i in part], config)
+            loss = (
+                terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
+            ) / tokens
+            loss.backward()
+            found.sums["ppo/loss"] += loss.item()
+            for item in fields(terms):
+                found.sums[item.name] += (getattr(terms, item.name) / tokens).item()
+            found.ratio_error = max(found.ratio_error, ratio_error)
+        return found
+
+    prompts, completions = ([x[i] for i in minibatch] for x in (rollouts.prompts, rollouts.completions))
+    return in_micro_batches(policy, "the update", prompts, completions, config, run)
 
 
 def _losses(
