@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from nlu_ppo.inference.fused import Kernel, kernel_for
 from nlu_ppo.inference.tree import Node, TokenTree
 
 NAME = "sdpa_or_tree"
@@ -251,25 +252,14 @@ def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
     return scores
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-
-
-def _flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, log_sum, 0.0, causal, scale=scale
-    )
+WRITTEN_OUT = Kernel("written out", _attend, _attend_backward)
 
 
 def _kernel(q: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward: torch's fused kernel, which leaves out what a causal mask hides, where it can be had
-    with the sums of exponentials (on the CPU); elsewhere the same written out."""
-    fused = q.device.type == "cpu" and hasattr(
-        torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward"
-    )
-    return (_flash, _flash_backward) if fused else (_attend, _attend_backward)
+    """Forward and backward: torch's fused kernel, which leaves out what a causal mask hides, where there is one that
+    gives the logarithms of its sums; elsewhere the same written out."""
+    kernel = kernel_for(q, WRITTEN_OUT)
+    return kernel.forward, kernel.backward
 
 
 def attention(

@@ -56,6 +56,8 @@ class PPOTrainer:
         self.judge = judge_by(setting)
         self.policy.freeze_reference()
         self.policy.add_value_head()
+        if method.gradient_checkpointing:
+            self.policy.checkpoint_layers()
         self.policy.model.eval()  # dropout would make the first ratio differ from 1
         self.optimizer = build_optimizer([p for _, p in self.policy.trainable()], method)
         self.kl = KLController(

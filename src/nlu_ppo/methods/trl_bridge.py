@@ -49,7 +49,7 @@ def arguments(setting: Setting, method: TrainingConfig, steps: int, rows: int) -
         "data_seed": setting.config.seed,
         "bf16": False,  # the weights' own type decides, as in decoding and in PPO
         "fp16": False,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": False,  # ours, which leaves decoding its cache
         "report_to": [],
         "disable_tqdm": True,
         "use_cpu": device.type == "cpu",
@@ -104,6 +104,8 @@ def fit(
     """
     folder, room = setting.recorder.folder, setting.policy.room
     selector = selector or Selector(setting, method)
+    if method.gradient_checkpointing:
+        setting.policy.checkpoint_layers()
     resume = _newest(folder)
     folder.truncate_metrics(_step_of(resume) if resume else -1)
     if resume is not None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlu_ppo.config import ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.checkpointing import checkpoint_layers
 from nlu_ppo.models.locate import resolve_path
 from nlu_ppo.models.room import Room, in_batches
 from nlu_ppo.progress import bar
@@ -49,6 +50,10 @@ class Classifier:
         with torch.no_grad():
             for name, parameter in self.trainable():
                 parameter.copy_(state[name])
+
+    def checkpoint_layers(self) -> None:
+        """From now on layers keep their input only for the backward pass, and are run again in it."""
+        checkpoint_layers(self.model)
 
     # -- texts --------------------------------------------------------------------------------------------
 

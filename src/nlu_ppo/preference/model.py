@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from nlu_ppo.inference.prefix import pad, pad_id
+from nlu_ppo.models.checkpointing import checkpoint_layers
 from nlu_ppo.models.room import Room, in_batches
 from nlu_ppo.preference.losses import last_scores
 from nlu_ppo.prompting import Prompter
@@ -103,6 +104,10 @@ class RewardModel:
         with torch.no_grad():
             for name, parameter in self.trainable():
                 parameter.copy_(state[name])
+
+    def checkpoint_layers(self) -> None:
+        """From now on layers keep their input only for the backward pass, and are run again in it."""
+        checkpoint_layers(self.model)
 
     def save(self, folder: Path) -> None:
         """Writes adapter and head (or, with full fine-tuning, the whole model) and the tokenizer."""
