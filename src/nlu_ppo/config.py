@@ -247,7 +247,26 @@ class ModelConfig:
         "weights' type; auto is bfloat16 on CUDA and float32 on CPU",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    attention: str | None = option(None, "attention implementation; null lets transformers choose", key=False)
+    attention: str | None = option(
+        None,
+        "attention implementation, as transformers calls it; null lets it choose, which is sdpa for most. Only with "
+        "sdpa do rows share more than their common beginning",
+        choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
+        key=False,
+    )
+    quantization: str | None = option(
+        None,
+        "load the base weights in 4 bit (nf4) or 8 bit (int8), frozen, with an adapter on top (QLoRA): less memory, "
+        "other results; needs `pip install -e '.[qlora]'`",
+        choices=("nf4", "int8"),
+        since=True,
+    )
+    compile: bool = option(
+        False,
+        "compile the layers with torch.compile: the first steps take longer, later ones may be faster "
+        "(`make gpu-check` measures it), and rounding differs",
+        key=False,
+    )
     context_length: int | None = option(
         None, "longest prompt plus completion in tokens; null reads it from the model", low=16
     )

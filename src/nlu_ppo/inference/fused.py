@@ -62,10 +62,10 @@ def _flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     seed, unused = (torch.zeros(n, dtype=torch.uint64, device=q.device) for n in ((2,), ()))  # of dropout
+    logs = aten.clone(log_sum, memory_format=torch.contiguous_format)
     return aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, log_sum.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal, seed, unused,
-        scale=scale,
-    )  # fmt: skip
+        grad, q, k, v, out, logs, None, None, q.shape[2], k.shape[2], 0.0, causal, seed, unused, scale=scale
+    )
 
 
 def _efficient(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.compiling import compile_layers
 from nlu_ppo.models.locate import ADAPTER, adapter_fingerprint, fingerprint, resolve_path
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.models.quantizing import quantization_of
 from nlu_ppo.models.sharing import BASE
 from nlu_ppo.storage import replace_folder, writing
 
@@ -51,13 +53,15 @@ def load_policy(
     tokenizer = _load_tokenizer(model, where)
     if torch_device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(torch_device)  # each run of a process reports its own peak
-    if trains_base:
-        BASE.release()
-        base = _load_base(model, where, torch_device, whole=start)
+    if trains_base or model.quantization:
+        BASE.release()  # bitsandbytes keeps parts of its weights beside the parameters, where sharing doesn't look
+        base = _load_base(model, where, torch_device, whole=start if trains_base else None)
     else:
         weights = fingerprint(model.path, model.revision), adapter_fingerprint(model.adapter)
         settings = _dtype(model, torch_device), model.attention, model.trust_remote_code, str(torch_device)
         base = BASE.get((*weights, *settings), lambda: _load_base(model, where, torch_device))
+    if model.compile:
+        compile_layers(base)
     context = _context_length(base.config, model)
     if lora is None:
         return Policy(base, tokenizer, context)
@@ -113,6 +117,8 @@ def _load_tokenizer(model: ModelConfig, where: str) -> Any:
 def _load_base(model: ModelConfig, where: str, device: torch.device, whole: Path | None = None) -> Any:
     """The base model with its first adapter merged, on the device, frozen; or a `whole` model that a run saved."""
     base: Any
+    quantization = quantization_of(model, device)
+    quantized = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
     try:
         base = AutoModelForCausalLM.from_pretrained(
             whole or where,
@@ -121,9 +127,17 @@ def _load_base(model: ModelConfig, where: str, device: torch.device, whole: Path
             use_safetensors=True,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
+            **quantized,
         )
+    except ImportError as error:  # of the attention's package, or of one that remote code asks for
+        what = f"model.attention={model.attention}" if model.attention else f"model.path={model.path}"
+        raise ModelError(
+            f"{what}: {error} (model.attention=null takes what transformers comes with)"
+        ) from error
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from error
+    if quantization is not None:
+        return base.eval().requires_grad_(False)  # it is on the device, and can't be moved
     if model.adapter and whole is None:
         # Merged, so that a method that starts from it has it in its reference as well.
         base = load_adapter(base, Path(model.adapter)).merge_and_unload()

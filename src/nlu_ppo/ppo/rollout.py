@@ -113,10 +113,11 @@ def _score_old(
 ) -> Scored:
     """Log-probabilities and values of what was drawn, under the policy that drew it."""
     filtered = config.top_k is not None or config.top_p is not None
-    if torch.finfo(policy.trunk.dtype).bits >= 32 and not filtered:
+    exact = torch.finfo(policy.trunk.dtype).bits >= 32 and not getattr(policy.base, "is_quantized", False)
+    if exact and not filtered:
         return score_drawn(policy, drawn)
-    # In bfloat16 decoding and training round differently, by more than the clip range forgives: the same path for
-    # both. And what top-k and top-p leave is found from that path's logits.
+    # In bfloat16 and with quantized weights decoding and training round differently, by more than the clip range
+    # forgives: the same path for both. And what top-k and top-p leave is found from that path's logits.
     allow = partial(allowed_tokens, top_k=config.top_k, top_p=config.top_p) if filtered else None
     return _score(policy, prompts, [d.ids for d in drawn], config, with_values=True, allow=allow)
 
