@@ -320,3 +320,31 @@ def limited(folder: Path, room: int, *overrides: str) -> subprocess.CompletedPro
         [sys.executable, "-c", LIMITED, str(folder), str(room), *SMALL, *overrides],
         cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def test_a_run_whose_memory_really_ends(tmp_path: Path) -> None:
+    """128 rows of the tiny model take about 1.2 GiB in SFT; with room for 700 MiB their allocation fails, and half of
+    them go through. The result is that of a run with all the room it wants."""
+    settings = (
+        "method=sft", "method.batch_size=128", "task.limit.train=256", "method.max_steps=2", "task.selection=0",
+        "lora.dropout=0", "method.micro_batch_size=null",
+    )  # fmt: skip
+    adapters = []
+    for room in (700 * 2**20, 0):
+        folder = tmp_path / str(room) / "run"
+        done = limited(folder, room, *settings)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ("out of memory in training with 128 rows at a time; going on with 64" in done.stderr) == bool(
+            room
+        )
+        assert ("DefaultCPUAllocator: can't allocate memory" in done.stderr) == bool(room)
+        adapters.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
+    for name in adapters[1]:
+        assert torch.allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=1e-6), name
+
+
+def test_a_run_that_never_fits_ends_in_one_clear_error(tmp_path: Path) -> None:
+    done = limited(tmp_path / "run", 8 * 2**20, "method=sft", "method.micro_batch_size=null")
+    assert done.returncode != 0
+    assert "NoRoomError: out of memory" in done.stderr
+    assert "gradient_checkpointing" in done.stderr

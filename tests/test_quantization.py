@@ -63,6 +63,33 @@ def test_nf4_computes_with_the_weights_that_bitsandbytes_has_rounded(folder: Pat
     assert (found - unrounded).norm() > 0.02 * unrounded.norm()
 
 
+def test_gradients_behind_quantized_weights(folder: Path) -> None:
+    """Those of the adapter in the same model with rounded weights in float32, after a pass without gradient, at which
+    bitsandbytes would pack its weights and lose them."""
+    policy = load_policy(model(folder, "nf4"), LORA, 0, "cpu")
+    policy.model.eval()
+    ids = torch.arange(1, 31).view(2, 15)
+    with torch.inference_mode():
+        policy.hidden(ids)
+    plain = load_policy(model(folder, None), LORA, 0, "cpu")
+    plain.model.eval()
+    with torch.no_grad():
+        for name, module in policy.base.named_modules():
+            if isinstance(module, bitsandbytes.nn.Linear4bit):
+                weight = bitsandbytes.functional.dequantize_4bit(module.weight, module.weight.quant_state)
+                plain.base.get_submodule(name).weight.copy_(weight)
+        for (name, mine), (other, theirs) in zip(policy.trainable(), plain.trainable(), strict=True):
+            assert name == other
+            mine.copy_(torch.randn(mine.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+            theirs.copy_(mine)
+    weights = torch.randn(2, 15, 256, generator=torch.Generator().manual_seed(2))
+    for one in (policy, plain):
+        (one.hidden(ids) * weights).sum().backward()
+    for (name, mine), (_, theirs) in zip(policy.trainable(), plain.trainable(), strict=True):
+        assert theirs.grad.norm() > 0
+        assert (mine.grad - theirs.grad).norm() < 1e-3 * theirs.grad.norm(), name
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_an_adapter_comes_back_on_the_quantized_base(folder: Path, quantization: str, tmp_path: Path) -> None:
     policy = load_policy(model(folder, quantization), LORA, 0, "cpu")
@@ -87,7 +114,7 @@ def test_an_adapter_comes_back_on_the_quantized_base(folder: Path, quantization:
 
 
 @pytest.mark.parametrize(
-    ("method", "quantization"), [("zero_shot", "nf4"), ("sft", "nf4"), ("ppo", "nf4"), ("ppo", "int8")]
+    ("method", "quantization"), [("zero_shot", "int8"), ("sft", "nf4"), ("ppo", "nf4"), ("ppo", "int8")]
 )
 def test_runs_on_a_quantized_base(folder: Path, method: str, quantization: str, tmp_path: Path) -> None:
     steps = (
@@ -98,8 +125,8 @@ def test_runs_on_a_quantized_base(folder: Path, method: str, quantization: str, 
     more = ["method.minibatch_size=4", "method.ppo_epochs=2"] if method == "ppo" else []
     result = execute(
         run_of(
-            tmp_path / "run", "model=local", f"model.path={folder}", f"model.quantization={quantization}", *steps, *more,
-            "task=toy_nli", "task.limit.train=16", "task.limit.eval=4", "task.selection=0", "tracking=none",
+            tmp_path / "run", "model=local", f"model.path={folder}", f"model.quantization={quantization}", *steps,
+            *more, "task=toy_nli", "task.limit.train=16", "task.limit.eval=4", "task.selection=0", "tracking=none",
             f"method={method}", "eval.bootstrap_samples=10", "reward.correct=2",
         )
     )  # fmt: skip
@@ -124,7 +151,7 @@ def test_what_makes_no_sense_is_refused(folder: Path, monkeypatch: pytest.Monkey
         config_of("method=sft", "model=bert_base", nf4)
     with pytest.raises(ConfigError, match=r"model.quantization=fp4 is no choice"):
         config_of("model.quantization=fp4")
-    with pytest.raises(ModelError, match="model.adapter"):
+    with pytest.raises(ModelError, match=r"model\.adapter"):
         quantizing.quantization_of(
             ModelConfig(name="x", path="x", adapter="a", quantization="nf4"), torch.device("cpu")
         )

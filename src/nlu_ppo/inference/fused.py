@@ -176,13 +176,14 @@ def _both(
         yield f"{name}'s sum", found[1], true[1]
         trues.append(true)
     log_sum = torch.logaddexp(trues[0][1], trues[1][1])
-    out = sum(found * (logs - log_sum).exp().unsqueeze(-1) for found, logs in trues)
+    shares = [(logs - log_sum).exp().unsqueeze(-1) for _, logs in trues]
+    out = trues[0][0] * shares[0] + trues[1][0] * shares[1]
     padded = torch.zeros_like(log_sum, dtype=torch.bool)
     padded[:, :, -4:] = True  # queries that stand for nothing: their sum is infinite, and they weigh nothing
     log_sum = log_sum.masked_fill(padded, torch.inf)
     for k, v, causal in parts:
         wide: tuple[Any, ...] = tuple(x.float() for x in (grad, q, k, v))
-        found = kernel.backward(grad, q, k, v, out.to(dtype), log_sum, causal, scale)
-        true = written_out.backward(*wide, out.to(dtype).float(), log_sum, causal, scale)
-        for name, a, b in zip(("queries", "keys", "values"), found, true, strict=True):
+        mine = kernel.backward(grad, q, k, v, out.to(dtype), log_sum, causal, scale)
+        right = written_out.backward(*wide, out.to(dtype).float(), log_sum, causal, scale)
+        for name, a, b in zip(("queries", "keys", "values"), mine, right, strict=True):
             yield f"the gradient of {name}", a, b

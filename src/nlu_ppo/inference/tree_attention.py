@@ -283,9 +283,14 @@ def attention(
         )
     assert dropout == 0.0, "a token that several rows share can draw one dropout mask only"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _in_tree(query, key, value, scale, tree), None
+
+
+@torch.compiler.disable  # a plan is another for every batch, and its parts run kernels that are fused already
+def _in_tree(query: Tensor, key: Tensor, value: Tensor, scale: float, tree: Plan) -> Tensor:
     grouped = query.squeeze(0).unflatten(0, (key.shape[1], -1))
-    out = TreeAttention.apply(grouped, key.squeeze(0), value.squeeze(0), scale, tree)
-    return out.flatten(0, 1).transpose(0, 1).unsqueeze(0).contiguous(), None
+    out: Tensor = TreeAttention.apply(grouped, key.squeeze(0), value.squeeze(0), scale, tree)
+    return out.flatten(0, 1).transpose(0, 1).unsqueeze(0).contiguous()
 
 
 AttentionInterface.register(NAME, attention)

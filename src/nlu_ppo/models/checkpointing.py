@@ -20,7 +20,9 @@ from nlu_ppo.errors import ModelError
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The layers that a model is a stack of, from the first to the last; none where they can't be told."""
-    found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    found: list[nn.Module] = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if found:
         return found
     stacks = [

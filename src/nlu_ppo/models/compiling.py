@@ -1,4 +1,4 @@
-"""torch.compile of a model's layers, one by one: they are alike, so that one compilation serves all.
+"""torch.compile of a model's layers, one by one.
 
 Forward passes behind a cache (decoding, a shared prefix) stay as they are: their length changes with every token.
 Attention in trees isn't compiled either; what stands around it in a layer is. Whether it pays goes by card and model:
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # A layer is compiled anew for gradients on and off, adapter on and off, trees and padded rows.
 RECOMPILATIONS = 64
+BACKEND: Any = "inductor"
 _compiled: dict[Any, Callable[..., Any]] = {}
 _failed: list[str] = []  # what went wrong in this process; everything runs as it is then
 
@@ -47,7 +48,7 @@ def _fault(device: torch.device) -> str | None:
     """Why nothing can be compiled on this device, in words; `None` if a small function can."""
     try:
         x = torch.ones(4, device=device)
-        torch.compile(lambda x: (x * 2).sin() + 1)(x)
+        torch.compile(lambda x: (x * 2).sin() + 1, backend=BACKEND)(x)
     except Exception as error:
         return f"a small function can't be ({first_line(error)}); a compiler for the device may be missing"
     return None
@@ -58,7 +59,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._eager_forward(*args, **kwargs)
     function = self._eager_forward.__func__
     if function not in _compiled:
-        _compiled[function] = torch.compile(function, dynamic=True)
+        _compiled[function] = torch.compile(function, dynamic=True, backend=BACKEND)
     try:
         return _compiled[function](self, *args, **kwargs)
     except TorchDynamoException as error:

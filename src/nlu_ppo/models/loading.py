@@ -21,7 +21,7 @@ from nlu_ppo.errors import ModelError
 from nlu_ppo.models.compiling import compile_layers
 from nlu_ppo.models.locate import ADAPTER, adapter_fingerprint, fingerprint, resolve_path
 from nlu_ppo.models.policy import Policy
-from nlu_ppo.models.quantizing import quantization_of
+from nlu_ppo.models.quantizing import keep_differentiable, quantization_of
 from nlu_ppo.models.sharing import BASE
 from nlu_ppo.storage import replace_folder, writing
 
@@ -137,6 +137,7 @@ def _load_base(model: ModelConfig, where: str, device: torch.device, whole: Path
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from error
     if quantization is not None:
+        keep_differentiable(base)
         return base.eval().requires_grad_(False)  # it is on the device, and can't be moved
     if model.adapter and whole is None:
         # Merged, so that a method that starts from it has it in its reference as well.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from nlu_ppo.config import ModelConfig
@@ -38,3 +40,16 @@ def quantization_of(model: ModelConfig, device: torch.device) -> BitsAndBytesCon
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
     )
+
+
+def keep_differentiable(base: nn.Module) -> None:
+    """Keeps bitsandbytes from packing 4-bit weights for inference.
+
+    On processors with AVX-512 in bfloat16 the first forward pass in evaluation mode without gradient would pack them
+    for good, for a kernel that has no backward pass: every gradient behind it would be lost without an error. All
+    methods evaluate before they train, and PPO trains in evaluation mode.
+    """
+    module: Any
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
