@@ -6,21 +6,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from composing import run_of
+from composing import config_of, run_of
 from float64 import in_float64
 from models import random_policy
 from safetensors.torch import load_file
 from test_shared_prefix import CASES, difference, exact_policy, loss_and_gradients
+from transformers.utils import is_flash_attn_2_available
 
+from nlu_ppo.config import ModelConfig
+from nlu_ppo.errors import ConfigError, ModelError
 from nlu_ppo.inference import reading
 from nlu_ppo.inference.decoder import generate
 from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.models import checkpointing
 from nlu_ppo.models.checkpointing import checkpoint_layers, layers_of
+from nlu_ppo.models.loading import load_policy
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.run import execute
 
@@ -137,3 +142,37 @@ def test_a_run_with_it_ends_the_same(tmp_path: Path, method: str) -> None:
         found.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
     for name in found[0]:
         assert torch.allclose(*(f[name] for f in found), rtol=1e-4, atol=1e-6), name
+
+
+def test_ppo_in_bfloat16(tmp_path: Path) -> None:
+    """Old and new log-probabilities come from one path, so that the first ratio is 1 but for the order of rows."""
+    run = run_of(
+        tmp_path / "run", "model=tiny", "task=toy_nli", "task.limit.train=16", "task.limit.eval=4", "tracking=none",
+        "task.selection=0", "eval.bootstrap_samples=10", "eval.likelihood=false", "method=ppo",
+        "method.batch_size=8", "method.minibatch_size=8", "method.max_steps=2", "model.dtype=bfloat16",
+        "method.gradient_checkpointing=true", "method.learning_rate=1e-4",
+    )  # fmt: skip
+    execute(run)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["ppo/first_ratio_error"] < 1e-3
+    assert lines[-1]["ppo/grad_norm"] > 0
+
+
+def test_attention_that_is_not_installed(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.attention=flash is no choice: take one of sdpa, eager"):
+        config_of("model.attention=flash")
+    if is_flash_attn_2_available():
+        pytest.skip("flash-attn is installed")
+    model = ModelConfig(name="local", path=str(model_dir), attention="flash_attention_2")
+    with pytest.raises(ModelError, match=r"model\.attention=flash_attention_2.*attention=null"):
+        load_policy(model, None, 0, "cpu")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_attention_by_other_names(attention: str, model_dir: Path) -> None:
+    """All answer alike; only with sdpa do rows form trees."""
+    prompts = CASES["ragged"][0]
+    policy = load_policy(ModelConfig(name="local", path=str(model_dir), attention=attention), None, 0, "cpu")
+    plain = load_policy(ModelConfig(name="local", path=str(model_dir)), None, 0, "cpu")
+    assert reading.reads_trees(policy) == (attention == "sdpa")
+    assert generate(policy, prompts, 4) == generate(plain, prompts, 4)

@@ -25,10 +25,10 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     ]
     if found:
         return found
-    stacks = [
-        m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and n.split(".")[-1] in NAMES
-    ]
-    return list(max(stacks, key=len)) if stacks else []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in NAMES and len(module) > len(found):
+            found = list(module)
+    return found
 
 
 NAMES = ("layers", "h", "blocks", "layer")  # of stacks, where layers are no GradientCheckpointingLayer

@@ -17,7 +17,6 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from nlu_ppo.models.checkpointing import layers_of
-from nlu_ppo.models.room import first_line
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def _fault(device: torch.device) -> str | None:
         x = torch.ones(4, device=device)
         torch.compile(lambda x: (x * 2).sin() + 1, backend=BACKEND)(x)
     except Exception as error:
-        return f"a small function can't be ({first_line(error)}); a compiler for the device may be missing"
+        return f"a small function can't be ({_words(error)}); a compiler for the device may be missing"
     return None
 
 
@@ -63,8 +62,13 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return _compiled[function](self, *args, **kwargs)
     except TorchDynamoException as error:
-        _failed.append(first_line(error))
+        _failed.append(_words(error))
         log.warning(
             "model.compile: %s can't be compiled and runs as it is: %s", type(self).__name__, _failed[0]
         )
         return self._eager_forward(*args, **kwargs)
+
+
+def _words(error: Exception) -> str:
+    """What an error says; torch puts the cause below a line of its own."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])[:200] or type(error).__name__
