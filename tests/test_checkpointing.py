@@ -168,7 +168,7 @@ def test_attention_that_is_not_installed(model_dir: Path) -> None:
         load_policy(model, None, 0, "cpu")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_by_other_names(attention: str, model_dir: Path) -> None:
     """All answer alike; only with sdpa do rows form trees."""
     prompts = CASES["ragged"][0]

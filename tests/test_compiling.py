@@ -37,14 +37,12 @@ def one_layer() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_layers_give_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a tree, for padded rows, and for other lengths; behind a cache they run as they are."""
+def test_compiled_layers_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a tree, and for padded rows of other lengths; behind a cache they run as they are."""
     monkeypatch.setattr(reading, "WORTH", 1.0)
-    monkeypatch.setattr(compiling, "BACKEND", backend)
     policy = one_layer()
     assert reading.reads_trees(policy)
-    cases = [("ragged", True), ("ragged", False), ("three levels", True), ("three levels", False)]
+    cases = [("ragged", True), ("ragged", False), ("three levels", False)]
     expected = [loss_and_gradients(policy, *CASES[case], share) for case, share in cases]
     completions = generate(policy, CASES["ragged"][0], 4)
     compile_layers(policy.model)
