@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from composing import config_of, run_of
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nlu_ppo.config import TrainingConfig
-from nlu_ppo.methods.optimization import rate_factor
+from nlu_ppo.methods.optimization import build_optimizer, rate_factor
 from nlu_ppo.run import execute
 
 # Share of the peak at steps 0, 1, 2, 11, 19 of 20. Text: two steps of warmup, then 0.1 + 0.45 (1 + cos(pi d)) with
@@ -39,6 +42,17 @@ def test_linear_by_hand() -> None:
     method = config_of("method=ppo", "method.warmup=0.2", "method.schedule=linear").method
     # of 10 steps two warm up, then from 1 down by 1/8 a step
     assert [rate_factor(method, step, 10) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+
+
+def test_adamw_is_fused_on_cuda_only() -> None:
+    method = config_of("method=ppo", "method.optimizer=adamw").method
+    assert isinstance(method, TrainingConfig)
+    here = nn.Parameter(torch.zeros(2))
+    with FakeTensorMode():  # CUDA without a GPU: tensors without data
+        there = nn.Parameter(torch.empty(2, device="cuda"))
+        assert build_optimizer([there, there], method).defaults["fused"] is True
+        assert build_optimizer([here, there], method).defaults["fused"] is None
+    assert build_optimizer([here], method).defaults["fused"] is None
 
 
 def test_a_run_takes_these_rates(tmp_path: Path, model_dir: Path) -> None:

@@ -23,6 +23,7 @@ from nlu_ppo.config import (
     SFTConfig,
     TaskConfig,
     TrackingConfig,
+    TrainingConfig,
     check_ranges,
 )
 from nlu_ppo.errors import ConfigError
@@ -121,6 +122,8 @@ def check(config: Config) -> None:
         )
     if config.model.kind == "encoder":
         _check_encoder(config)
+    if config.model.quantization is not None:
+        _check_quantization(config)
     check_task(config.task)
     reading = config.eval
     if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
@@ -128,6 +131,32 @@ def check(config: Config) -> None:
             f"eval.perplexity_stride={reading.perplexity_stride} is more than "
             f"eval.perplexity_window={reading.perplexity_window}, so that tokens between two windows would be "
             f"left out"
+        )
+
+
+def _check_quantization(config: Config) -> None:
+    """Quantized weights don't move: what would train or merge them makes no sense."""
+    said = f"model.quantization={config.model.quantization}"
+    if config.model.kind == "encoder":
+        raise ConfigError(
+            f"{said} needs an adapter to train, and model={config.model.name} is an encoder without"
+        )
+    if isinstance(config.method, RewardModelConfig):
+        raise ConfigError(
+            f"{said} is for policies: reward models are trained on weights as they are; set it to null"
+        )
+    if isinstance(config.method, TrainingConfig) and not config.lora.enabled:
+        raise ConfigError(
+            f"{said} freezes all weights, and lora={config.lora.name} trains them: take lora=paper, or set it to null"
+        )
+    if (
+        isinstance(config.method, RewardedConfig)
+        and config.reward.model is None
+        and (config.reward.label_model or config.reward.rationale_model)
+    ):
+        raise ConfigError(
+            f"{said}: reward={config.reward.name} trains reward models on the same base, which must not be quantized: "
+            f"give them one of their own (+model@reward.model=...)"
         )
 
 

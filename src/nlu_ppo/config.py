@@ -247,7 +247,26 @@ class ModelConfig:
         "weights' type; auto is bfloat16 on CUDA and float32 on CPU",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    attention: str | None = option(None, "attention implementation; null lets transformers choose", key=False)
+    attention: str | None = option(
+        None,
+        "attention implementation, as transformers calls it; null lets it choose, which is sdpa for most. Only with "
+        "sdpa do rows share more than their common beginning",
+        choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"),
+        key=False,
+    )
+    quantization: str | None = option(
+        None,
+        "load the base weights in 4 bit (nf4) or 8 bit (int8), frozen, with an adapter on top (QLoRA): less memory, "
+        "other results; needs `pip install -e '.[qlora]'`",
+        choices=("nf4", "int8"),
+        since=True,
+    )
+    compile: bool = option(
+        False,
+        "compile the layers with torch.compile: the first steps take longer, later ones may be faster "
+        "(`make gpu-check` measures it), and rounding differs",
+        key=False,
+    )
     context_length: int | None = option(
         None, "longest prompt plus completion in tokens; null reads it from the model", low=16
     )
@@ -275,9 +294,9 @@ class ModelConfig:
         "choice",
         key=False,
     )
-    micro_batch_size: int = option(
+    micro_batch_size: int | None = option(
         8,
-        "rows per forward pass that suit this model's size; the methods take theirs from here",
+        "rows per forward pass that suit this model's size; the methods take theirs from here, null too",
         low=1,
         key=False,
     )
@@ -335,8 +354,18 @@ class TrainingConfig(MethodConfig):
         since=True,
     )
     batch_size: int = option(16, "training examples per step", low=1)
-    micro_batch_size: int = option(
-        8, "rows per forward pass; changes memory, not the result", low=1, key=False
+    micro_batch_size: int | None = option(
+        8,
+        "rows per forward pass; changes memory, not the result; null takes as many as fit. What doesn't fit into "
+        "memory is done again with half of them",
+        low=1,
+        key=False,
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "keep the layers' inputs only, and compute the rest again in the backward pass: less memory, more time, the "
+        "same result",
+        key=False,
     )
     max_grad_norm: float | None = option(None, "clip the gradient's norm", low=0)
     select_every: int = option(
@@ -611,7 +640,9 @@ class EvalConfig:
         False, "also answer the benchmark's test splits, and write the files that its server takes"
     )
     bootstrap_samples: int = option(1000, "resamples behind the confidence interval", low=10)
-    batch_size: int = option(64, "prompts decoded at a time", low=1, key=False)
+    batch_size: int | None = option(
+        64, "prompts decoded at a time; null takes as many as fit, up to 512", low=1, key=False
+    )
     also: list[str] = option(
         [],
         "further tasks to evaluate the model on, by name, or by the path of a task's YAML file",

@@ -90,9 +90,12 @@ class Recorder:
         self._fit_began = time.time()
         self.fit_seconds_before = 0.0  # of earlier attempts, as far as their steps count
         self.best: dict[str, float] = {}
+        self.repeated = -1  # steps up to it are on record, and done again
 
     def log(self, step: int, examples: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. `examples` (training examples so far) is the axis all methods share."""
+        if step <= self.repeated:
+            return
         line = {"step": step, "examples": examples, "seconds": round(time.time() - self._began, 3), **values}
         self.folder.append_metrics(line)
         self._mirror.metrics()

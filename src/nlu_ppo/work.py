@@ -23,6 +23,7 @@ from nlu_ppo.inference.ways import sharing
 from nlu_ppo.methods import METHODS, Part, Setting
 from nlu_ppo.models.classifier import load_classifier
 from nlu_ppo.models.loading import choose_device, load_policy, peak_memory_bytes, save_adapter
+from nlu_ppo.models.room import advised
 from nlu_ppo.progress import quiet_libraries
 from nlu_ppo.prompt_cache import PromptCache
 from nlu_ppo.prompting import Prompter
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
 
 
+@advised()
 def work(
     run: Run, folder: RunFolder, recorder: Recorder, start: Path | None, judges: Mapping[str, Path]
 ) -> dict[str, Any]:
@@ -142,6 +144,7 @@ def _part(
     return Part(data, prompter, rationales)
 
 
+@advised()
 def work_on_pairs(run: Run, folder: RunFolder, recorder: Recorder, start: Path | None) -> dict[str, Any]:
     """The same for a reward model: load, fit, and measure it by held-out pairs."""
     quiet_libraries()

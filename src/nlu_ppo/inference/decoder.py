@@ -22,6 +22,7 @@ from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
 from nlu_ppo.inference.reading import prefill, read_completions, reads_trees
 from nlu_ppo.inference.tree import Ids, alike
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.models.room import MOST_ROWS, fitting, in_batches
 from nlu_ppo.progress import bar
 
 
@@ -35,7 +36,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     progress: str | None = None,
 ) -> list[list[int]]:
     """Completions of `prompts`, each ending with the closing tag, with end-of-sequence, or at the limit.
@@ -47,7 +48,11 @@ def generate(
         top_k, top_p: draw from that over the allowed tokens only (`allowed_tokens`).
         generator: of the random numbers, which every prompt has its own of: what is drawn for one doesn't depend
             on which others are in its batch.
+        batch_size: prompts at a time; `None` for as many as fit. What doesn't fit is decoded in smaller batches.
         progress: label of a progress bar; none if `None`.
+
+    Raises:
+        NoRoomError: not even one prompt fits into memory.
     """
     numbers = random_numbers(policy, len(prompts), max_new_tokens, generator) if temperature else None
     if policy.decoder is not None:
@@ -57,9 +62,17 @@ def generate(
     prefix = SharedPrefix(policy, prompts)
     completions: list[list[int]] = [[] for _ in prompts]
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
-    for rows in _batches(prompts, prefix.length, batch_size, progress):
-        for drawn in _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers):
-            completions[drawn.row] = drawn.ids
+
+    def keep(drawn: Drawn) -> int:
+        completions[drawn.row] = drawn.ids
+        return drawn.row
+
+    def run(rows: list[int]) -> Iterator[Drawn]:
+        return _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers)
+
+    order = _own_rows(prompts, prefix.length, batch_size)
+    with bar(total=len(order), desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
+        in_batches(policy.room, "decoding", order, batch_size, run, keep, shown.update)
     return _joined(completions)
 
 
@@ -100,10 +113,13 @@ def draw(
     top_p: float | None = None,
     numbers: Tensor,
 ) -> list[Drawn]:
-    """One completion of each prompt, in one batch; arguments as of `generate`.
+    """One completion of each prompt, in one batch or in as few as fit; arguments as of `generate`.
 
     Args:
         numbers: from `random_numbers`, (prompts, max_new_tokens).
+
+    Raises:
+        NoRoomError: not even one prompt fits into memory.
     """
     if policy.decoder is not None:
         filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -111,25 +127,26 @@ def draw(
         return [Drawn(row, ids) for row, ids in enumerate(found)]
     prefix, rows = SharedPrefix(policy, prompts), list(range(len(prompts)))
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = _decode(policy, prefix, prompts, rows, max_new_tokens, choose, numbers)
-    return sorted(drawn, key=lambda drawn: drawn.row)
+
+    def run(size: int) -> list[Drawn]:
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        decode = partial(_decode, policy, prefix, prompts)
+        return [d for batch in batches for d in decode(batch, max_new_tokens, choose, numbers)]
+
+    drawn = fitting(policy.room, "drawing", len(rows), len(rows), run)
+    return sorted(drawn, key=lambda d: d.row)
 
 
-def _batches(
-    prompts: Sequence[Ids], common: int, batch_size: int, progress: str | None
-) -> Iterator[list[int]]:
+def _own_rows(prompts: Sequence[Ids], common: int, batch_size: int | None) -> list[int]:
     """Row numbers of this process' batches: prompts that share much stay together, and the longest come first, since
     the biggest batch fails first, if any does. All prompts share `common` tokens."""
     families = sorted(_families(prompts, common), key=lambda rows: -max(len(prompts[i]) for i in rows))
     order = [row for rows in families for row in rows]
-    size = min(batch_size, max(1, -(-len(order) // ranks.world())))  # something to do for everyone
+    size = min(
+        batch_size or MOST_ROWS, max(1, -(-len(order) // ranks.world()))
+    )  # something to do for everyone
     starts = range(0, len(order), size)[ranks.rank() :: ranks.world()]
-    total = sum(len(order[start : start + size]) for start in starts)
-    with bar(total=total, desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
-        for start in starts:
-            rows = order[start : start + size]
-            yield rows
-            shown.update(len(rows))
+    return [row for start in starts for row in order[start : start + size]]
 
 
 def _families(prompts: Sequence[Ids], common: int) -> list[list[int]]:
@@ -209,7 +226,7 @@ def score_answers(
     prompts: Sequence[Ids],
     answers: Sequence[Sequence[Ids]],
     *,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     progress: str | None = None,
 ) -> list[list[float]]:
     """Log-probability of every answer of every prompt, in nats.
@@ -217,17 +234,27 @@ def score_answers(
     Args:
         answers: per prompt its legal completions as tokens, closing tag included, so that an answer which
             begins another one does not collect the other's probability.
-        batch_size: rows of one forward pass, a row being one answer of one prompt.
+        batch_size: rows of one forward pass, a row being one answer of one prompt; `None` for as many as fit.
+
+    Raises:
+        NoRoomError: not even one prompt's answers fit into memory.
     """
     prefix = SharedPrefix(policy, prompts)
     scores: list[list[float]] = [[] for _ in prompts]
     widest = max((len(choices) for choices in answers), default=1)
     score = _score_tree if reads_trees(policy) else _score_behind_prompts
-    for rows in _batches(prompts, prefix.length, max(1, batch_size // widest), progress):
+
+    def run(rows: list[int]) -> Iterator[int]:
         owners = [row for row in rows for _ in answers[row]]
         found = score(policy, prefix, [prompts[i] for i in rows], [answers[i] for i in rows])
         for row, total in zip(owners, found.tolist(), strict=True):
             scores[row].append(total)
+        yield from rows
+
+    wanted = batch_size and max(1, batch_size // widest)
+    order = _own_rows(prompts, prefix.length, wanted)
+    with bar(total=len(order), desc=progress, unit="ex", disable=progress is None, leave=False) as shown:
+        in_batches(policy.room, "scoring answers", order, wanted, run, int, shown.update)
     return _joined(scores)
 
 

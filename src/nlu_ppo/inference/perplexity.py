@@ -102,7 +102,7 @@ def windows(tokens: int, window: int, stride: int) -> list[Window]:
 
 @torch.inference_mode()
 def measure(
-    policy: Policy, reading: Reading, *, batch_size: int = 64, progress: str | None = None
+    policy: Policy, reading: Reading, *, batch_size: int | None = 64, progress: str | None = None
 ) -> Perplexity:
     """Reads the text.
 
@@ -112,7 +112,7 @@ def measure(
     """
     ids, total = reading.ids, 0.0
     plan = windows(len(ids), reading.window, reading.stride)
-    rows = max(1, min(batch_size, _TOKENS // reading.window))
+    rows = max(1, min(batch_size or _TOKENS, _TOKENS // reading.window))
     with bar(total=len(plan), desc=progress, unit="window", disable=progress is None, leave=False) as shown:
         for batch in _batches(plan, rows):
             inputs = torch.tensor([ids[w.start : w.end] for w in batch], device=policy.device)

@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from nlu_ppo.inference.fused import Kernel, kernel_for
 from nlu_ppo.inference.tree import Node, TokenTree
 
 NAME = "sdpa_or_tree"
@@ -251,25 +252,14 @@ def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
     return scores
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-
-
-def _flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, log_sum, 0.0, causal, scale=scale
-    )
+WRITTEN_OUT = Kernel("written out", _attend, _attend_backward)
 
 
 def _kernel(q: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward: torch's fused kernel, which leaves out what a causal mask hides, where it can be had
-    with the sums of exponentials (on the CPU); elsewhere the same written out."""
-    fused = q.device.type == "cpu" and hasattr(
-        torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward"
-    )
-    return (_flash, _flash_backward) if fused else (_attend, _attend_backward)
+    """Forward and backward: torch's fused kernel, which leaves out what a causal mask hides, where there is one that
+    gives the logarithms of its sums; elsewhere the same written out."""
+    kernel = kernel_for(q, WRITTEN_OUT)
+    return kernel.forward, kernel.backward
 
 
 def attention(
@@ -293,9 +283,14 @@ def attention(
         )
     assert dropout == 0.0, "a token that several rows share can draw one dropout mask only"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _in_tree(query, key, value, scale, tree), None
+
+
+@torch.compiler.disable  # a plan is another for every batch, and its parts run kernels that are fused already
+def _in_tree(query: Tensor, key: Tensor, value: Tensor, scale: float, tree: Plan) -> Tensor:
     grouped = query.squeeze(0).unflatten(0, (key.shape[1], -1))
-    out = TreeAttention.apply(grouped, key.squeeze(0), value.squeeze(0), scale, tree)
-    return out.flatten(0, 1).transpose(0, 1).unsqueeze(0).contiguous(), None
+    out: Tensor = TreeAttention.apply(grouped, key.squeeze(0), value.squeeze(0), scale, tree)
+    return out.flatten(0, 1).transpose(0, 1).unsqueeze(0).contiguous()
 
 
 AttentionInterface.register(NAME, attention)

@@ -48,6 +48,7 @@ def fit(setting: Setting) -> Setting:
     setting.policy.freeze_reference()
 
     def build(bridge: TrainerCallback) -> GRPOTrainer | RLOOTrainer:
+        _drop_reference(setting)  # of an attempt that didn't fit into memory
         kind: Any = _GRPO if isinstance(method, GRPOConfig) else _RLOO
         trainer = kind(
             model=setting.policy.model,

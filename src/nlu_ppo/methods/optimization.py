@@ -24,7 +24,17 @@ def build_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> t
             relative_step=False,
             warmup_init=False,
         )
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True if _on_cuda(parameters) else None,
+    )
+
+
+def _on_cuda(parameters: list[nn.Parameter]) -> bool:
+    """Whether one kernel can move all parameters; on the CPU torch's own choice stays, and every bit with it."""
+    return all(p.device.type == "cuda" and p.is_floating_point() for p in parameters)
 
 
 def rate_factor(config: TrainingConfig, step: int, steps: int) -> float:

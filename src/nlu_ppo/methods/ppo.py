@@ -56,6 +56,8 @@ class PPOTrainer:
         self.judge = judge_by(setting)
         self.policy.freeze_reference()
         self.policy.add_value_head()
+        if method.gradient_checkpointing:
+            self.policy.checkpoint_layers()
         self.policy.model.eval()  # dropout would make the first ratio differ from 1
         self.optimizer = build_optimizer([p for _, p in self.policy.trainable()], method)
         self.kl = KLController(
@@ -198,6 +200,7 @@ class PPOTrainer:
             "rewards": asdict(self.scaler.moments),
             "optimizer": optimizer.values,
             "selected": selected,
+            "room": self.policy.room.found,
         }
         return checkpoint.State(tensors, values)
 
@@ -211,6 +214,7 @@ class PPOTrainer:
         self.selector.load_state_dict({**state.values["selected"], "weights": best or None})
         self.sampling.set_state(tensors["random/sampling"])
         self.shuffling.set_state(tensors["random/shuffling"])
+        self.policy.room.found |= state.values.get("room", {})
         self.kl.coef = state.values["kl_coef"]
         self.scaler.moments = RunningMoments(**state.values["rewards"])
 

@@ -121,7 +121,7 @@ def fit(setting: Setting, pairs: Sequence[TokenPair], held_out: Sequence[TokenPa
     return finished(setting, steps * method.batch_size)
 
 
-def score_pairs(model: RewardModel, pairs: Sequence[TokenPair], batch_size: int) -> Scored:
+def score_pairs(model: RewardModel, pairs: Sequence[TokenPair], batch_size: int | None) -> Scored:
     rewards = model.rewards([row for pair in pairs for row in (pair.chosen, pair.rejected)], batch_size)
     return Scored(rewards[0::2], rewards[1::2])
 

@@ -20,19 +20,22 @@ from nlu_ppo.errors import DiskError, ModelError
 from nlu_ppo.inference.prefix import pad_id
 from nlu_ppo.methods.optimization import build_optimizer, rate_factor
 from nlu_ppo.methods.setting import Selector, Setting
+from nlu_ppo.models.room import ADVICE, NoRoomError, first_line, is_out_of_memory
 from nlu_ppo.models.sharding import frozen_names
 from nlu_ppo.progress import bar
 from nlu_ppo.storage import SEAL, newest_whole, seal, writing
+from nlu_ppo.tracking.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+WORK = "training"  # what the rows of a forward pass are for
 Optimizers = tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]
 
 
 def arguments(setting: Setting, method: TrainingConfig, steps: int, rows: int) -> dict[str, Any]:
     """Training arguments of any trainer, for `rows` rows per optimizer step."""
     device, mine = setting.policy.device, rows // ranks.world()
-    micro = max(d for d in range(1, method.micro_batch_size + 1) if mine % d == 0)
+    micro = _micro_batch(setting, method, mine)
     return {
         "output_dir": str(setting.recorder.folder.checkpoints),
         "max_steps": steps,
@@ -48,7 +51,7 @@ def arguments(setting: Setting, method: TrainingConfig, steps: int, rows: int) -
         "data_seed": setting.config.seed,
         "bf16": False,  # the weights' own type decides, as in decoding and in PPO
         "fp16": False,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": False,  # ours, which leaves decoding its cache
         "report_to": [],
         "disable_tqdm": True,
         "use_cpu": device.type == "cpu",
@@ -89,44 +92,111 @@ def fit(
 ) -> None:
     """Trains with the trainer that `build` makes around our callback, from the last checkpoint if there is one.
 
+    Where a forward pass doesn't fit into memory, training goes on from the last checkpoint, or starts again, with half
+    the rows in it and twice the passes in a step.
+
     Args:
+        build: is called anew for every attempt.
         names: the trainer's names of what it logs, and ours; `loss` must be among them.
         selector: what scores held-out data during training, if not the selection slice.
 
     Raises:
         Interrupted: a signal has asked the run to end; a checkpoint is written.
         DiskError: there is no room for what training writes.
+        NoRoomError: not even one row of a forward pass fits into memory.
     """
-    folder = setting.recorder.folder
+    folder, room = setting.recorder.folder, setting.policy.room
     selector = selector or Selector(setting, method)
-    resume = ranks.on_main(
-        lambda: newest_whole(sorted(folder.checkpoints.glob("checkpoint-*"), key=_step_of))
-    )
-    folder.truncate_metrics(_step_of(resume) if resume else -1)
+    if method.gradient_checkpointing:
+        setting.policy.checkpoint_layers()
     if getattr(setting.policy, "shards", None) is not None:
         model = setting.policy.model
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen_names(model))
-    trainer = build(_Bridge(setting, method, selector, names))
-    trainer.remove_callback(PrinterCallback)
+    resume = ranks.on_main(_newest, folder)
+    folder.truncate_metrics(_step_of(resume) if resume else -1)
+    if resume is not None:
+        room.found |= _read_selected(resume).get("room", {})
     with stopping.at_step_ends():
         if resume is None:
             selector.after(0, 0)
         else:
             log.info("going on from step %d", _step_of(resume))
-        if not stopping.agree():
-            _train(trainer, resume, steps, method.batch_size, selector)
+        start = _Start(setting, selector)
+        while not stopping.agree():
+            trainer = build(_Bridge(setting, method, start, names))
+            said = _attempt(trainer, resume, steps, method.batch_size, start)
+            if said is None:
+                break
+            setting.recorder.repeated = max(setting.recorder.repeated, trainer.state.global_step)
+            micro = trainer.args.per_device_train_batch_size
+            del trainer  # with its optimizer
+            room.halve(WORK, micro, said)
+            start.put_back()
+            resume = _newest(folder)
     stopping.leave_if_requested()
     setting.policy.model.eval()
     selector.restore_best()
 
 
-def _train(
-    trainer: Trainer, resume: Path | None, steps: int, examples_a_step: int, selector: Selector
-) -> None:
+class _Start:
+    """What training starts from, for the case that it has to start again with smaller micro-batches."""
+
+    def __init__(self, setting: Setting, selector: Selector) -> None:
+        self.selector = selector
+        self._policy, self._recorder = setting.policy, setting.recorder
+        self._weights, self._selected = setting.policy.state_dict(), selector.state_dict()  # on the CPU
+        self._again = False
+
+    def put_back(self) -> None:
+        self._again = True
+        self._policy.model.zero_grad(set_to_none=True)
+        self._policy.load_state_dict(self._weights)
+        self.restore(self._selected)
+
+    def restore(self, selected: Mapping[str, object]) -> None:
+        """Puts the selection back to what it was at a checkpoint, or at the start."""
+        seconds = self._recorder.fit_seconds_before
+        self.selector.load_state_dict(dict(selected))
+        if self._again:  # this process has counted the time itself
+            self._recorder.fit_seconds_before = seconds
+
+
+def _attempt(
+    trainer: Trainer, resume: Path | None, steps: int, examples_a_step: int, start: _Start
+) -> str | None:
+    """Trains to the end, or gives the words of an error that says that memory is short."""
+    trainer.remove_callback(PrinterCallback)
+    try:
+        _train(trainer, resume, steps, examples_a_step, start)
+    except NoRoomError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if ranks.world() > 1:  # the others wait in the middle of a step
+            raise NoRoomError(
+                f"out of memory in training ({first_line(error)}): with several processes a smaller "
+                f"method.micro_batch_size has to be asked for; or {ADVICE}"
+            ) from error
+        return first_line(error)
+    return None
+
+
+def _micro_batch(setting: Setting, method: TrainingConfig, rows: int) -> int:
+    """Rows of a forward pass: they divide `rows`, and are not more than wanted, or than are known to fit."""
+    size = setting.policy.room.size(WORK, method.micro_batch_size, rows)
+    return max(d for d in range(1, size + 1) if rows % d == 0)
+
+
+def _newest(folder: RunFolder) -> Path | None:
+    return newest_whole(sorted(folder.checkpoints.glob("checkpoint-*"), key=_step_of))
+
+
+def _train(trainer: Trainer, resume: Path | None, steps: int, examples_a_step: int, start: _Start) -> None:
     if resume is not None and _step_of(resume) >= steps:
         trainer._load_from_checkpoint(str(resume))  # `train` would add a step where an epoch has steps left
-        _load_selected(resume, selector)
-        selector.after(steps, steps * examples_a_step, last=True)
+        _load_selected(resume, start)
+        start.selector.after(steps, steps * examples_a_step, last=True)
         return
     checkpoints = Path(str(trainer.args.output_dir))
     try:
@@ -143,15 +213,16 @@ class _Bridge(TrainerCallback):
     """Between a trainer and our run: metrics under our names, selection, its state in checkpoints."""
 
     def __init__(
-        self, setting: Setting, method: TrainingConfig, selector: Selector, names: Mapping[str, str]
+        self, setting: Setting, method: TrainingConfig, start: _Start, names: Mapping[str, str]
     ) -> None:
-        self._setting, self._method, self._selector, self._names = setting, method, selector, names
+        self._setting, self._method, self._names = setting, method, names
+        self._start, self._selector = start, start.selector
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar = bar(total=state.max_steps, initial=state.global_step, desc=self._method.name, unit="step")
         if state.global_step:
-            _load_selected(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._selector)
+            _load_selected(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._start)
             self._select(state)  # if the run was interrupted before it came to that
 
     def on_log(
@@ -160,6 +231,8 @@ class _Bridge(TrainerCallback):
         found = {k: v for k, v in (logs or {}).items() if k in self._names and v is not None}
         values = {self._names[k]: float(v) for k, v in found.items()}
         if "loss" in found:  # the trainer's last word, on the whole training, has none
+            room, rows = self._setting.policy.room, args.per_device_train_batch_size
+            room.tell(WORK, self._method.micro_batch_size, rows)
             self._setting.recorder.log(state.global_step, state.global_step * self._method.batch_size, values)
             shown = {n: f"{values[f'train/{n}']:.3f}" for n in ("loss", "reward") if f"train/{n}" in values}
             self._bar.set_postfix(shown, refresh=False)
@@ -176,7 +249,7 @@ class _Bridge(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
         def complete() -> None:
-            selected = self._selector.state_dict()
+            selected = {**self._selector.state_dict(), "room": self._setting.policy.room.found}
             save_file(selected.pop("weights") or {}, folder / "selected.safetensors")  # type: ignore[arg-type]
             (folder / "selected.json").write_text(json.dumps(selected), encoding="utf-8")
             seal(folder)
@@ -192,7 +265,11 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def _load_selected(checkpoint: Path, selector: Selector) -> None:
+def _read_selected(checkpoint: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((checkpoint / "selected.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _load_selected(checkpoint: Path, start: _Start) -> None:
     weights = load_file(checkpoint / "selected.safetensors")
-    selected = json.loads((checkpoint / "selected.json").read_text(encoding="utf-8"))
-    selector.load_state_dict({**selected, "weights": weights or None})
+    start.restore({**_read_selected(checkpoint), "weights": weights or None})

@@ -17,8 +17,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlu_ppo.config import ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.checkpointing import checkpoint_layers
 from nlu_ppo.models.files import reading, source
 from nlu_ppo.models.locate import resolve_path
+from nlu_ppo.models.room import Room, in_batches
 from nlu_ppo.progress import bar
 from nlu_ppo.prompting import Prompt
 from nlu_ppo.tasks.record import Example, Kind, Label, Task
@@ -33,6 +35,7 @@ class Classifier:
         self.context_length = context_length
         self.task = task
         self.device: torch.device = next(model.parameters()).device
+        self.room = Room()
 
     # -- weights ------------------------------------------------------------------------------------------
 
@@ -48,6 +51,10 @@ class Classifier:
         with torch.no_grad():
             for name, parameter in self.trainable():
                 parameter.copy_(state[name])
+
+    def checkpoint_layers(self) -> None:
+        """From now on layers keep their input only for the backward pass, and are run again in it."""
+        checkpoint_layers(self.model)
 
     # -- texts --------------------------------------------------------------------------------------------
 
@@ -72,28 +79,36 @@ class Classifier:
 
     @torch.inference_mode()
     def answer(
-        self, task: Task, examples: Sequence[Example], batch_size: int, progress: str | None = None
+        self, task: Task, examples: Sequence[Example], batch_size: int | None, progress: str | None = None
     ) -> tuple[list[Prompt], list[str], list[Label | None]]:
         """What was read of every example, and the answer as a text and as a label."""
-        prompts, labels = [], []
+        prompts: dict[int, Prompt] = {}
+        labels: dict[int, Label | None] = {}
+
+        def run(batch: list[int]) -> Iterator[tuple[int, Label | None]]:
+            rows = []
+            for i in batch:
+                row, shortened = self.encode(task, examples[i])
+                text = "\n".join(part for part in self.read(task, examples[i]) if part is not None)
+                prompts[i] = Prompt(text, tuple(row["input_ids"]), shortened)
+                rows.append(row)
+            inputs = self.tokenizer.pad(rows, return_tensors="pt").to(self.device)
+            yield from zip(batch, self._labels(self.model(**inputs).logits.float()), strict=True)
+
+        def keep(found: tuple[int, Label | None]) -> int:
+            labels[found[0]] = found[1]
+            return found[0]
+
         with bar(
             total=len(examples), desc=progress, unit="ex", disable=progress is None, leave=False
         ) as shown:
-            for start in range(0, len(examples), batch_size):
-                rows = []
-                for example in examples[start : start + batch_size]:
-                    row, shortened = self.encode(task, example)
-                    text = "\n".join(part for part in self.read(task, example) if part is not None)
-                    prompts.append(Prompt(text, tuple(row["input_ids"]), shortened))
-                    rows.append(row)
-                batch = self.tokenizer.pad(rows, return_tensors="pt").to(self.device)
-                labels += self._labels(self.model(**batch).logits.float())
-                shown.update(len(rows))
+            in_batches(self.room, "answers", range(len(examples)), batch_size, run, keep, shown.update)
+        every = range(len(examples))
         texts = [
-            f"{label:.4f}" if task.kind is Kind.REGRESS else task.verbalize(label)  # type: ignore[arg-type]
-            for label in labels
+            f"{labels[i]:.4f}" if task.kind is Kind.REGRESS else task.verbalize(labels[i])  # type: ignore[arg-type]
+            for i in every
         ]
-        return prompts, texts, labels
+        return [prompts[i] for i in every], texts, [labels[i] for i in every]
 
     def _labels(self, logits: Tensor) -> list[Label | None]:
         if self.task.kind is Kind.REGRESS:

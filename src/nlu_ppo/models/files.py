@@ -29,6 +29,10 @@ def reading(model: ModelConfig) -> Iterator[None]:
     where = f"model.path={model.path}"
     try:
         yield
+    except ImportError as error:  # of the attention's package, or of one that remote code asks for
+        what = f"model.attention={model.attention}" if model.attention else where
+        hint = " (model.attention=null takes what transformers comes with)" if model.attention else ""
+        raise ModelError(f"{what}: {error}{hint}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: {_advice(model, error) or error}") from error
     except Exception as error:

@@ -19,10 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nlu_ppo import ranks
 from nlu_ppo.config import LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.compiling import compile_layers
 from nlu_ppo.models.files import reading, source, unfit_targets
 from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.locate import ADAPTER, adapter_fingerprint, fingerprint, resolve_path
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.models.quantizing import keep_differentiable, quantization_of
 from nlu_ppo.models.sharding import Shards
 from nlu_ppo.models.sharing import BASE
 from nlu_ppo.storage import replace_folder, writing
@@ -64,13 +66,15 @@ def load_policy(
     if model.shard:
         BASE.release()
         base = _load_base(model, where, torch.device("cpu"), dtype=_dtype(model, torch_device))
-    elif trains_base:
-        BASE.release()
-        base = _load_base(model, where, torch_device, whole=start)
+    elif trains_base or model.quantization:
+        BASE.release()  # bitsandbytes keeps parts of its weights beside the parameters, where sharing doesn't look
+        base = _load_base(model, where, torch_device, whole=start if trains_base else None)
     else:
         weights = fingerprint(model.path, model.revision), adapter_fingerprint(model.adapter)
         settings = _dtype(model, torch_device), model.attention, model.trust_remote_code, str(torch_device)
         base = BASE.get((*weights, *settings), lambda: _load_base(model, where, torch_device))
+    if model.compile:
+        compile_layers(base)
     context = _context_length(base.config, model)
     if trains_base:
         return Policy(base.requires_grad_(True), tokenizer, context)
@@ -147,6 +151,8 @@ def _load_base(
 ) -> Any:
     """The base model with its first adapter merged, on the device, frozen; or a `whole` model that a run saved."""
     base: Any
+    quantization = quantization_of(model, device)
+    quantized = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
     with reading(model):
         base = AutoModelForCausalLM.from_pretrained(
             whole or where,
@@ -154,12 +160,16 @@ def _load_base(
             attn_implementation=model.attention,
             use_safetensors=True,
             **source(model),
+            **quantized,
         )
     if base.config.get_text_config() is not base.config:
         raise ModelError(
             f"model.path={model.path}: {type(base).__name__} reads more than text, and this package can't train its "
             f"language model alone: take a size or a conversion of it that is a language model only"
         )
+    if quantization is not None:
+        keep_differentiable(base)
+        return base.eval().requires_grad_(False)  # it is on the device, and can't be moved
     if model.adapter and whole is None:
         # Merged, so that a method that starts from it has it in its reference as well.
         base = load_adapter(base, Path(model.adapter)).merge_and_unload()

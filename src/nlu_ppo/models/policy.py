@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from nlu_ppo.errors import ModelError
+from nlu_ppo.models.checkpointing import checkpoint_layers, checkpoints
 from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.memory import keep_freed_memory
+from nlu_ppo.models.room import Room
 from nlu_ppo.models.sharding import Shards
 from nlu_ppo.models.token_logprobs import token_logprobs
 from nlu_ppo.tasks.record import CLOSE
@@ -70,6 +72,7 @@ class Policy:
         self.trunk: Any = getattr(self.base, str(base.base_model_prefix))
         self.head: Any = self.base.get_output_embeddings()
         self.device: torch.device = next(model.parameters()).device
+        self.room = Room(cuts=shards is None)
         self.value_head: ValueHead | None = None
         self.closing = CLOSE  # decoding ends with it
         self.reads_trees: bool | None = None  # not known before inference.reading tries it
@@ -81,6 +84,7 @@ class Policy:
         layers = getattr(self.trunk, "layers", None) or getattr(self.trunk, "h", None)
         self._last_layer: Any = layers[-1] if layers else None
         self._short_mlp = False
+        self._checkpoints = False
         self._check_layers()
         self._check_split()
         self._short_mlp = self._try_short_mlp()
@@ -94,10 +98,25 @@ class Policy:
 
     @property
     def keeps_caches(self) -> bool:
-        """Whether layers take a cache: transformers' drop it while they checkpoint, which training mode makes them."""
+        """Whether layers take a cache: not while they checkpoint, as ours do with gradients on, and transformers'
+        own in training mode."""
+        if self._checkpoints and torch.is_grad_enabled():
+            return False
         if not self.model.training:
             return True
         return not any(getattr(module, "gradient_checkpointing", False) for module in self.trunk.modules())
+
+    def checkpoint_layers(self) -> None:
+        """From now on layers keep their input only for the backward pass, and are run again in it.
+
+        The last layer is the first that the backward pass comes to, so that to run it again would save nothing; it is
+        left alone where its MLP is run for the wanted tokens only.
+
+        Raises:
+            ModelError: the model's layers can't be told.
+        """
+        checkpoint_layers(self.trunk, but=self._last_layer if self._short_mlp else None)
+        self._checkpoints = True
 
     @property
     def short_length(self) -> int | None:
@@ -159,6 +178,7 @@ class Policy:
         if (
             wanted is None
             or not self._short_mlp
+            or (checkpoints(self._last_layer) and torch.is_grad_enabled())
             or getattr(self._last_layer, "gradient_checkpointing", False)
         ):
             yield

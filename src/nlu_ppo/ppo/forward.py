@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.inference.reading import read_completions, reads_trees
 from nlu_ppo.inference.tree import bundles
 from nlu_ppo.models.policy import Policy
+from nlu_ppo.models.room import fitting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -123,19 +127,57 @@ def score_drawn(policy: Policy, drawn: Sequence[Drawn]) -> Scored:
     return Scored(logprobs, values, torch.zeros_like(values), mask)
 
 
-def micro_batches(
+def in_micro_batches(
+    policy: Policy,
+    work: str,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    config: PPOConfig,
+    run: Callable[[list[list[int]]], T],
+) -> T:
+    """What `run` gives of the rows in micro-batches: those that the config asks for or, where they don't fit into
+    memory, smaller ones. `run` is then called again from its beginning.
+
+    Args:
+        work: what is done with them; other work may fit in larger ones.
+        run: takes lists of row numbers, a forward each.
+
+    Raises:
+        NoRoomError: not even one row fits.
+    """
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    by_tokens = config.micro_batch_tokens is not None
+    return fitting(
+        policy.room,
+        work,
+        config.micro_batch_tokens if by_tokens else config.micro_batch_size,
+        sum(lengths) if by_tokens else len(lengths),
+        lambda size: run(list(_micro_batches(policy, prompts, completions, config, size))),
+        "tokens" if by_tokens else "rows",
+        max(lengths) if by_tokens else 1,
+    )
+
+
+def _micro_batches(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     config: PPOConfig,
+    size: int,
 ) -> Iterator[list[int]]:
-    """Row numbers, a forward at a time: rows that share most together, or else rows of similar length."""
+    """Row numbers, a forward at a time: rows that share most together, or else rows of similar length.
+
+    Args:
+        size: rows of a forward or, with `config.micro_batch_tokens`, tokens.
+    """
+    by_tokens = config.micro_batch_tokens is not None
     if config.share_prefix and reads_trees(policy):
         rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
-        yield from bundles(rows, config.micro_batch_size, config.micro_batch_tokens)
+        yield from bundles(rows, size, size if by_tokens else None)
         return
     longest = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-    fitting = config.micro_batch_tokens // longest if config.micro_batch_tokens else config.micro_batch_size
-    order, size = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), max(1, fitting)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    order, step = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), size
+    if by_tokens:
+        step = max(1, size // longest)
+    for start in range(0, len(order), step):
+        yield order[start : start + step]

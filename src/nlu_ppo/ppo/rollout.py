@@ -17,7 +17,7 @@ from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import Scored, micro_batches, score_completions, score_drawn
+from nlu_ppo.ppo.forward import Scored, in_micro_batches, score_completions, score_drawn
 from nlu_ppo.prompting import Prompt, common_prefix_length
 from nlu_ppo.tasks.record import Example, Label
 
@@ -154,10 +154,12 @@ def _score_old(
 ) -> Scored:
     """Log-probabilities and values of what was drawn, under the policy that drew it."""
     filtered = config.top_k is not None or config.top_p is not None
-    if torch.finfo(policy.trunk.dtype).bits >= 32 and not filtered and policy.decoder is None:
+    quantized = getattr(policy.base, "is_quantized", False)
+    exact = torch.finfo(policy.trunk.dtype).bits >= 32 and not quantized and policy.decoder is None
+    if exact and not filtered:
         return score_drawn(policy, drawn)
-    # In bfloat16 decoding and training round differently, by more than the clip range forgives: the same path for
-    # both. And what top-k and top-p leave is found from that path's logits.
+    # In bfloat16 and with quantized weights decoding and training round differently, by more than the clip range
+    # forgives: the same path for both. And what top-k and top-p leave is found from that path's logits.
     allow = partial(allowed_tokens, top_k=config.top_k, top_p=config.top_p) if filtered else None
     return _score(policy, prompts, [d.ids for d in drawn], config, with_values=True, allow=allow)
 
@@ -172,20 +174,25 @@ def _score(
     allow: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Scored:
     """Scores in micro-batches like the update's, padded to one width."""
-    batches = list(micro_batches(policy, prompts, completions, config))
-    parts = [
-        score_completions(
-            policy,
-            [prompts[i] for i in rows],
-            [completions[i] for i in rows],
-            temperature=config.temperature,
-            share_prefix=config.share_prefix,
-            with_values=with_values,
-            prefix=prefix,
-            allow=allow[rows] if isinstance(allow, Tensor) else allow,
-        )
-        for rows in batches
-    ]
+    batches: list[list[int]] = []
+
+    def run(found: list[list[int]]) -> list[Scored]:
+        batches[:] = found
+        return [
+            score_completions(
+                policy,
+                [prompts[i] for i in rows],
+                [completions[i] for i in rows],
+                temperature=config.temperature,
+                share_prefix=config.share_prefix,
+                with_values=with_values,
+                prefix=prefix,
+                allow=allow[rows] if isinstance(allow, Tensor) else allow,
+            )
+            for rows in found
+        ]
+
+    parts = in_micro_batches(policy, "scoring", prompts, completions, config, run)
     back = torch.tensor([i for rows in batches for i in rows], device=policy.device).argsort()
     return Scored.joined(parts)[back]
 

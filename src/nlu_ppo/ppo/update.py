@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -13,7 +13,7 @@ from nlu_ppo import ranks
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
-from nlu_ppo.ppo.forward import micro_batches, score_completions
+from nlu_ppo.ppo.forward import in_micro_batches, score_completions
 from nlu_ppo.ppo.rollout import Rollouts
 
 
@@ -48,13 +48,12 @@ def update(
     seen, steps, first_ratio_error = 0, 0, 0.0
     parameters = [p for _, p in policy.trainable()]
     for minibatch in _minibatches(len(rollouts.completions), config, generator):
-        optimizer.zero_grad(set_to_none=True)
-        found, ratio_error = _accumulate(policy, rollouts, minibatch, config)
+        found = _gradients(policy, optimizer, rollouts, minibatch, config)
         ranks.add_gradients(parameters)
-        for name, value in found.items():
+        for name, value in found.sums.items():
             totals[name] += value
         if seen == 0:
-            first_ratio_error = ratio_error
+            first_ratio_error = found.ratio_error
         seen += 1
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
         if not math.isfinite(totals["ppo/loss"]) or not torch.isfinite(norm):
@@ -63,7 +62,7 @@ def update(
                 f"norm {norm:.4g}): lower method.learning_rate, or set method.max_grad_norm"
             )
         totals["ppo/grad_norm"] += norm.item()
-        if config.target_kl is not None and found["approx_kl"] > config.target_kl:
+        if config.target_kl is not None and found.sums["approx_kl"] > config.target_kl:
             break  # the policy has gone far enough from the one that drew these rollouts
         optimizer.step()
         steps += 1
@@ -89,36 +88,56 @@ def _minibatches(rows: int, config: PPOConfig, generator: torch.Generator) -> It
             yield order[start : start + config.minibatch_size]
 
 
-def _accumulate(
-    policy: Policy, rollouts: Rollouts, minibatch: list[int], config: PPOConfig
-) -> tuple[dict[str, float], float]:
-    """The gradient of this process' share of a minibatch's loss, added to what the parameters have.
+@dataclass
+class _Found:
+    """What a minibatch's forward passes say, beside its gradient: means over its tokens, and the first ratios."""
+
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    ratio_error: float = 0.0
+
+    def of_all(self) -> _Found:
+        """The same of the shares of all processes."""
+        parts = ranks.gather(self)
+        if len(parts) == 1:
+            return self
+        sums = {name: sum(part.sums[name] for part in parts) for name in self.sums}
+        return _Found(sums, max(part.ratio_error for part in parts))
+
+
+def _gradients(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Rollouts,
+    minibatch: list[int],
+    config: PPOConfig,
+) -> _Found:
+    """Puts the gradient of this process' share of the minibatch into the parameters, in parts that add up to it.
 
     Returns:
-        loss and its terms, means over the tokens of the whole minibatch, and the largest |ratio - 1| in it.
+        what all processes have found.
+
+    Raises:
+        NoRoomError: not even one row fits into memory.
     """
-    tokens = rollouts.mask[minibatch].sum()
-    found: dict[str, float] = defaultdict(float)
-    ratio_error = 0.0
-    for rows in _micro_batches(policy, rollouts, list(ranks.share(minibatch)), config):
-        terms, error = _losses(policy, rollouts, rows, config)
-        loss = (terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy) / tokens
-        policy.backward(loss)
-        found["ppo/loss"] += loss.item()
-        for item in fields(terms):
-            found[item.name] += (getattr(terms, item.name) / tokens).item()
-        ratio_error = max(ratio_error, error)
-    parts = ranks.gather((found, ratio_error))
-    return {name: sum(part[name] for part, _ in parts) for name in found}, max(error for _, error in parts)
+    tokens, mine = rollouts.mask[minibatch].sum(), ranks.share(minibatch)
 
+    def run(parts: list[list[int]]) -> _Found:
+        optimizer.zero_grad(set_to_none=True)  # also of what a larger part has left that didn't fit
+        found = _Found()
+        for part in parts:
+            terms, ratio_error = _losses(policy, rollouts, [mine[i] for i in part], config)
+            loss = (
+                terms.policy + config.value_coef * terms.value - config.entropy_coef * terms.entropy
+            ) / tokens
+            policy.backward(loss)
+            found.sums["ppo/loss"] += loss.item()
+            for item in fields(terms):
+                found.sums[item.name] += (getattr(terms, item.name) / tokens).item()
+            found.ratio_error = max(found.ratio_error, ratio_error)
+        return found
 
-def _micro_batches(
-    policy: Policy, rollouts: Rollouts, rows: list[int], config: PPOConfig
-) -> Iterator[list[int]]:
-    """The minibatch in parts whose gradients add up to its own."""
-    prompts, completions = ([x[i] for i in rows] for x in (rollouts.prompts, rollouts.completions))
-    for part in micro_batches(policy, prompts, completions, config):
-        yield [rows[i] for i in part]
+    prompts, completions = ([x[i] for i in mine] for x in (rollouts.prompts, rollouts.completions))
+    return in_micro_batches(policy, "the update", prompts, completions, config, run).of_all()
 
 
 def _losses(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nlu_ppo.models.classifier import texts_of
+from nlu_ppo.models.room import Room
 from nlu_ppo.preference.model import Query, RewardModel
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import Example
@@ -22,6 +23,7 @@ class EncoderRewardModel(RewardModel):
     def __init__(self, model: Any, tokenizer: Any, context_length: int) -> None:
         self.model, self.tokenizer, self.context_length = model, tokenizer, context_length
         self.device = next(model.parameters()).device
+        self.room = Room()
 
     def token_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         raise NotImplementedError("an encoder scores a text as a whole")

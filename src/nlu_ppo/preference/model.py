@@ -6,7 +6,7 @@ kind, on an encoder, is in `encoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from nlu_ppo.inference.prefix import pad, pad_id
+from nlu_ppo.models.checkpointing import checkpoint_layers
+from nlu_ppo.models.room import Room, in_batches
 from nlu_ppo.preference.losses import last_scores
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.tasks.record import Example
@@ -33,6 +35,7 @@ class RewardModel:
         self.trunk: Any = getattr(base, str(base.base_model_prefix))
         self.head: Any = base.score
         self.device: torch.device = next(self.trunk.parameters()).device
+        self.room = Room()
 
     def token_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Score of every token, (rows, tokens), in float32; rows are padded on the right."""
@@ -63,15 +66,20 @@ class RewardModel:
         return rows
 
     @torch.no_grad()
-    def rewards(self, rows: Sequence[Sequence[int]], batch_size: int = 64) -> list[float]:
+    def rewards(self, rows: Sequence[Sequence[int]], batch_size: int | None = 64) -> list[float]:
         """The reward of each row."""
         found = [0.0] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+
+        def score(batch: list[int]) -> Iterator[tuple[int, float]]:
             ids, mask = pad([rows[i] for i in batch], pad_id(self.tokenizer), "right", self.device)
-            for i, score in zip(batch, self.batch_rewards(ids, mask).tolist(), strict=True):
-                found[i] = score
+            yield from zip(batch, self.batch_rewards(ids, mask).tolist(), strict=True)
+
+        def keep(scored: tuple[int, float]) -> int:
+            found[scored[0]] = scored[1]
+            return scored[0]
+
+        in_batches(self.room, "rewards", order, batch_size, score, keep)
         return found
 
     def judge(
@@ -96,6 +104,10 @@ class RewardModel:
         with torch.no_grad():
             for name, parameter in self.trainable():
                 parameter.copy_(state[name])
+
+    def checkpoint_layers(self) -> None:
+        """From now on layers keep their input only for the backward pass, and are run again in it."""
+        checkpoint_layers(self.model)
 
     def save(self, folder: Path) -> None:
         """Writes adapter and head (or, with full fine-tuning, the whole model) and the tokenizer."""
