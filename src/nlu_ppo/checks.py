@@ -105,6 +105,11 @@ def _check_rationale(config: Config, task: Task) -> None:
             "task.rationale=model asks the run's own base model, and here the reward model has another one: have the "
             "analyses written first (python -m nlu_ppo.rationales), and name the file with task.rationale=FILE"
         )
+    if config.task.rationale == MODEL and config.model.kind == "endpoint":
+        raise ConfigError(
+            f"task.rationale=model asks the run's own base model, and model={config.model.name} is behind a server: "
+            f"task.rationale=endpoint asks a server"
+        )
     if config.method.name == "few_shot":
         raise ConfigError("task.rationale: the demonstrations of method=few_shot have no analysis to show")
     if isinstance(config.method, SFTConfig) and config.method.answer_words:

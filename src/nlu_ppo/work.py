@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nlu_ppo import reward_runs, stopping
-from nlu_ppo.answering import answer_submission
+from nlu_ppo.answering import announce, answer_submission
 from nlu_ppo.choices import ROOT
 from nlu_ppo.config import Config
 from nlu_ppo.further import load_further
@@ -24,6 +24,7 @@ from nlu_ppo.progress import quiet_libraries
 from nlu_ppo.prompt_cache import PromptCache
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.rationales.writing import rationales_of, with_analyses
+from nlu_ppo.remote import RemoteModel
 from nlu_ppo.results import evaluate_part, prediction_lines, summarize
 from nlu_ppo.run import CACHE, Recorder, Run
 from nlu_ppo.serving import served
@@ -34,7 +35,7 @@ from nlu_ppo.tasks.submission_sets import load_submission
 from nlu_ppo.tracking.datasets import describe_data
 from nlu_ppo.tracking.folder import RunFolder
 
-LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "openai", "nlu-ppo")
 
 
 def work(
@@ -56,6 +57,8 @@ def work(
     policy: Any
     if config.model.kind == "encoder":
         policy = load_classifier(config.model, tasks[0].task, config.seed, choose_device(config.device))
+    elif config.model.kind == "endpoint":
+        policy = RemoteModel(config)
     else:
         lora = config.lora if run.trains else None
         policy = load_policy(config.model, lora, config.seed, config.device, start)
@@ -87,6 +90,9 @@ def work(
     if run.trains:
         save_adapter(policy, folder.adapter)
     clock.lap("fit", recorder.fit_seconds_before)
+    remote = policy if isinstance(policy, RemoteModel) else None
+    if remote:
+        announce(remote, setting, further, submission)
 
     outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
     others = [outcome for part in further for outcome in evaluate_part(part, setting)]
@@ -113,10 +119,12 @@ def work(
         "best": recorder.best,
         "seconds": clock.laps,
         "samples_per_second": trained / max(clock.laps["fit" if run.trains else "evaluate"], 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(policy.device),
+        "peak_memory_bytes": None if remote else peak_memory_bytes(policy.device),
         "versions": versions(),
         "commit": commit(),
     }
+    if remote:  # how fast it is depends on what is kept from before
+        result |= {"samples_per_second": None, "endpoint": remote.account()}
     if read is not None:
         perplexity.report(result, read)
     return result
@@ -127,6 +135,8 @@ def _part(
 ) -> Part:
     """A task with its prompts, which have room for an analysis where the run's answers have one."""
     room = config.task.rationale_tokens if config.task.rationale else 0
+    if isinstance(policy, RemoteModel):
+        return Part(data, policy.prompter(data.task, room), rationales)
     prompter = Prompter(data.task, policy.tokenizer, config.model.layout, cache=cache, analysis_tokens=room)
     return Part(data, prompter, rationales)
 
