@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -106,7 +107,7 @@ class Endpoint:
             timeout=config.timeout,
             max_retries=config.retries,
         )
-        self._limit_name = "max_tokens"
+        self._limit_name, self._seeded = "max_tokens", True
         self._lock = threading.Lock()
         self.spent = 0.0
         self.address = address
@@ -156,7 +157,7 @@ class Endpoint:
         first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         missing = sorted(first[key] for key, reply in found.items() if reply is None)
         pool = ThreadPoolExecutor(self._config.at_once, thread_name_prefix="endpoint")
-        shown = bar(total=len(missing), desc=progress, unit="req", disable=progress is None)
+        shown = bar(total=len(missing), desc=progress, unit="req", disable=progress is None or not missing)
         try:
             for number, outcome in self._in_turn(pool, requests, missing):
                 found[keys[number]] = outcome
@@ -220,24 +221,28 @@ class Endpoint:
                 self.spent += cost - reserved
 
     def _send(self, request: Request) -> Any:
-        name = self._limit_name
-        try:
-            return self._create(request, name)
-        except self._openai.BadRequestError as error:
-            # newer models of OpenAI's refuse the old name of the limit, and most other servers know only that one
-            if name != "max_tokens" or "max_completion_tokens" not in str(error):
-                raise
-            self._limit_name = "max_completion_tokens"
-            return self._create(request, self._limit_name)
+        """Sends what this server takes: what it refuses by name is sent otherwise, to it and from then on."""
+        while True:
+            limit_name, seeded = self._limit_name, self._seeded
+            try:
+                return self._create(request, limit_name, seeded)
+            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+                # newer models of OpenAI's refuse the old name of the limit, and most other servers know only that one
+                if limit_name == "max_tokens" and "max_completion_tokens" in str(error):
+                    self._limit_name = "max_completion_tokens"
+                elif seeded and re.search(r"\bseed\b", str(error)):  # not all servers have one
+                    self._seeded = False
+                else:
+                    raise
 
-    def _create(self, request: Request, limit_name: str) -> Any:
+    def _create(self, request: Request, limit_name: str, seeded: bool) -> Any:
         return self._client.chat.completions.create(
             model=self._config.model,
             messages=[
                 {"role": role, "content": text} for role, text in (*request.before, ("user", request.prompt))
             ],
             temperature=self._config.temperature,
-            seed=request.seed,
+            **({"seed": request.seed} if seeded else {}),
             **{limit_name: request.max_tokens},
         )
 

@@ -88,7 +88,7 @@ class RemoteModel:
 
         `replies` counts different ones; tokens and `dollars` are those of all of them, whenever they were paid for,
         at the prices of now; `asked` and `dollars_now` are what this start has asked for and spent (what failed at its
-        most). `cut` counts replies that the limit on tokens ended.
+        most). `unfinished` counts replies that the limit on tokens ended, or a filter of the server's.
         """
         replies = self._replies.values()
         told = all(reply.tokens_in + reply.tokens_out for reply in replies)
@@ -96,7 +96,7 @@ class RemoteModel:
         return {
             "model": self._settings.model,
             "replies": len(replies),
-            "cut": sum(not reply.ended for reply in replies),
+            "unfinished": sum(not reply.ended for reply in replies),
             "tokens_in": sent if told else None,
             "tokens_out": received if told else None,
             "dollars": dollars(self._settings, sent, received) if told else None,
@@ -121,8 +121,8 @@ class RemoteModel:
         cut = sum(not reply.ended for reply in replies)
         if cut:
             print(
-                f"{prompter.task.name}: {cut} of {len(replies)} replies were cut at {limit} tokens: a model that "
-                f"thinks before it answers needs more (eval.max_new_tokens)"
+                f"{prompter.task.name}: {cut} of {len(replies)} replies are unfinished: cut at {limit} tokens, or "
+                f"filtered by the server. A model that thinks before it answers needs more (eval.max_new_tokens)"
             )
         return prompter.prepare(examples), [completion_in(reply.text) for reply in replies]
 
