@@ -152,6 +152,7 @@ def test_keys_go_by_the_model_and_not_by_the_server():
     seen = (
         "model.name=n",
         "model.layout=plain",
+        "model.endpoint.at_once=1",
         "eval.decoding=sample",
         "eval.max_new_tokens=9",
         "seed=1",
@@ -188,9 +189,11 @@ def test_a_row_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = [("zero_shot", 0), ("zero_shot", 1), ("few_shot", 0)]
     with ChatServer(knowing(config_of(*SMALL, ZERO), wrong=3)) as server:
         prices = ("model.endpoint.price_in=10", "model.endpoint.price_out=100")
-        words = (*SMALL, at(server), *prices, "study=s")
+        words = (*SMALL, at(server), *prices, "study=s", f"outputs={tmp_path}")
         results = [
-            execute(run_of(tmp_path / "s" / f"{m}-{seed}", *words, f"method={m}", f"seed={seed}"))
+            execute(
+                run_of(tmp_path / f"s/toy_sentiment/m/{m}/{seed}-0", *words, f"method={m}", f"seed={seed}")
+            )
             for m, seed in runs
         ]
         told = capsys.readouterr().out
@@ -221,7 +224,7 @@ def test_a_row_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     headers = [header for header, _ in scores.columns]
     rows = [dict(zip(headers, row, strict=True)) for row in scores.rows]
     (zero,) = [row for row in rows if row["method"] == "zero_shot"]
-    assert (zero["model"], zero["by likelihood"], zero["seeds"]) == ("m", "-", "n=2")
+    assert (zero["by likelihood"], zero["seeds"]) == ("-", "n=2")
     assert zero["score"].startswith("75.0")
 
 
@@ -347,7 +350,10 @@ def test_a_killed_run_asks_nothing_twice_and_the_key_is_nowhere(outputs: Path):
 
 
 def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path: Path):
-    """`transformers serve` of the shipped model, with a chat template that adds nothing to the plain prompt."""
+    """`transformers serve` of the shipped model, with a chat template that adds nothing to the plain prompt.
+
+    One request at a time: of several at once it mixes up the answers (seen with transformers 5.23).
+    """
     folder = tmp_path / "served"
     tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -359,6 +365,7 @@ def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path
     execute(here)
     with transformers_serve(folder, tmp_path / "log") as address:
         there = run_of(tmp_path / "there", *words, *SERVED, f"model.endpoint.model={folder}", "model.layout=plain",
+                       "model.endpoint.at_once=1",
                        f"model.endpoint.base_url={address}")  # fmt: skip
         result = execute(there)
     assert result["endpoint"]["tokens_out"] > 40
