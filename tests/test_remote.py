@@ -65,6 +65,8 @@ def at(server: ChatServer) -> str:
         ("The answer is <Judgement>Positive</Judgement>, since it praises.", "Positive"),
         ("<think>\n<Judgement>Negative</Judgement>? no</think>\n<Judgement>Positive</Judgement>", "Positive"),
         ("<Judgement>Positive</Judgement><Judgement>Negative</Judgement>", "Positive"),
+        ("Positive</Judgement>\n\nReview: bad\n<Judgement>Negative</Judgement>", "Positive"),
+        ("The answer is Positive</Judgement>", None),
         ("The answer is Positive", None),
         ("<Judgement>Positive or Negative</Judgement>", None),
         ("<think>Positive", None),
@@ -350,10 +352,7 @@ def test_a_killed_run_asks_nothing_twice_and_the_key_is_nowhere(outputs: Path):
 
 
 def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path: Path):
-    """`transformers serve` of the shipped model, with a chat template that adds nothing to the plain prompt.
-
-    One request at a time: of several at once it mixes up the answers (seen with transformers 5.23).
-    """
+    """`transformers serve` of the shipped model, with a chat template that adds nothing to the plain prompt."""
     folder = tmp_path / "served"
     tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -365,7 +364,6 @@ def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path
     execute(here)
     with transformers_serve(folder, tmp_path / "log") as address:
         there = run_of(tmp_path / "there", *words, *SERVED, f"model.endpoint.model={folder}", "model.layout=plain",
-                       "model.endpoint.at_once=1",
                        f"model.endpoint.base_url={address}")  # fmt: skip
         result = execute(there)
     assert result["endpoint"]["tokens_out"] > 40

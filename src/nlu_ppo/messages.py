@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from nlu_ppo.prompting import Prompt, Prompter
-from nlu_ppo.tasks.record import OPEN, Example, Task
+from nlu_ppo.tasks.record import CLOSE, OPEN, Example, Task
 
 CLOSE_THOUGHT = "</think>"
 BYTES_PER_TOKEN = 3  # of an answer's words in any common tokenizer, with tokens to spare
@@ -75,12 +75,13 @@ class MessagePrompter(Prompter):
 def completion_in(reply: str) -> str:
     """The part of a reply that stands where other models write: behind the first opening tag.
 
-    A reply without that tag is all answer, as far as `parse_answer` then takes it: to the first closing tag. What a
-    model thinks aloud in front (`<think>...</think>`, where the server leaves it in) is no part of its answer; a
-    thought that doesn't end leaves none.
+    A reply without that tag, or with a closing tag in front of it (the model took the tag for opened, and went on
+    behind its answer), is answer from its beginning. `parse_answer` then takes it to the first closing tag. What a
+    model thinks aloud in front (`<think>...</think>`, where the server leaves it in) is no part of its answer; a thought
+    that doesn't end leaves none.
     """
     text = reply.lstrip()
     if text.startswith("<think>"):
         text = text.partition(CLOSE_THOUGHT)[2]
-    _, tag, inside = text.partition(OPEN)
-    return inside if tag else text.strip()
+    before, tag, inside = text.partition(OPEN)
+    return inside if tag and CLOSE not in before else text.strip()
