@@ -77,8 +77,8 @@ def completion_in(reply: str) -> str:
 
     A reply without that tag, or with a closing tag in front of it (the model took the tag for opened, and went on
     behind its answer), is answer from its beginning. `parse_answer` then takes it to the first closing tag. What a
-    model thinks aloud in front (`<think>...</think>`, where the server leaves it in) is no part of its answer; a thought
-    that doesn't end leaves none.
+    model thinks aloud in front (`<think>...</think>`, where the server leaves it in) is no part of its answer; a
+    thought that does not end leaves none.
     """
     text = reply.lstrip()
     if text.startswith("<think>"):
