@@ -371,6 +371,6 @@ def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path
         [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
         for run in (here, there)
     ]
-    found = [[(line["id"], line["label"]) for line in run] for run in lines]
+    found = [[(x["id"], x["label"], x["completion"].partition("</")[0]) for x in run] for run in lines]
     assert found[0] == found[1]
-    assert sum(label is not None for _, label in found[0]) > 10
+    assert len({answer for _, _, answer in found[0]}) > 2
