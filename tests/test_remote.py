@@ -351,6 +351,7 @@ def test_a_killed_run_asks_nothing_twice_and_the_key_is_nowhere(outputs: Path):
     assert (outputs / "mlflow.db").read_bytes().count(b"zero_shot") > 0
 
 
+@pytest.mark.slow
 def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path: Path):
     """`transformers serve` of the shipped model, with a chat template that adds nothing to the plain prompt."""
     folder = tmp_path / "served"
@@ -358,7 +359,7 @@ def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     for part in (model, tokenizer):
         part.save_pretrained(folder)
-    words = ("task=toy_sentiment", "task.limit.eval=40", "tracking=none", FEW, "eval.likelihood=false",
+    words = ("task=toy_sentiment", "task.limit.eval=20", "tracking=none", FEW, "eval.likelihood=false",
              "eval.bootstrap_samples=10")  # fmt: skip
     here = run_of(tmp_path / "here", *words, "model=tiny")
     execute(here)
