@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 # What a choice leaves open on purpose.
 NEEDED = {
     "model=local": ["model.path=some/folder"],
+    "model=openai_compatible": ["model.name=m", "method=zero_shot"],
     **{
         f"model={name}": ["method=sft"]
         for name in ("bert_base", "bert_base_cased", "bert_large", "deberta_v3_large")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from chat_server import ChatServer, completion, refusal
 from nlu_ppo.config import EndpointConfig
 from nlu_ppo.endpoint import Endpoint, Request, check_address, on_this_machine
 from nlu_ppo.errors import ConfigError, EndpointError
-from nlu_ppo.replies import Reply, ReplyCache
+from nlu_ppo.replies import Reply, ReplyCache, request_key
 
 pytest.importorskip("openai", reason="the package openai is missing: pip install -e '.[api]' brings it")
 
@@ -140,6 +141,39 @@ def test_newer_models_have_another_name_for_the_limit(tmp_path: Path):
         found = endpoint(tmp_path, server, at_once=1).ask(asking(3))
         assert [reply.text for reply in found if isinstance(reply, Reply)] == ["20"] * 3
         assert len(server.bodies) == 4
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_servers_without_seeds_are_asked_without(tmp_path: Path, status: int):
+    def behave(body: dict[str, Any], number: int):
+        return refusal(status, "extra field: seed") if "seed" in body else echo(body, number)
+
+    with ChatServer(behave) as server:
+        found = endpoint(tmp_path, server, at_once=1).ask(asking(3))
+        assert [reply.text for reply in found if isinstance(reply, Reply)] == [
+            f"to question {i}" for i in range(3)
+        ]
+        assert len(server.bodies) == 4
+
+
+def test_the_same_question_is_sent_once_and_turns_in_front_make_another(tmp_path: Path):
+    first = Request("question", 20)
+    others = [Request("question", 20, before=(("system", text),), about=text) for text in ("a", "b", "a")]
+    with ChatServer(echo) as server:
+        found = endpoint(tmp_path, server, at_once=1).ask([first, *others, first])
+        texts = [reply.text for reply in found if isinstance(reply, Reply)]
+        assert texts == ["to question", "to a", "to b", "to a", "to question"]
+        assert [body["messages"] for body in server.bodies] == [
+            [{"role": "user", "content": "question"}] if text is None
+            else [{"role": "system", "content": text}, {"role": "user", "content": "question"}]
+            for text in (None, "a", "b")
+        ]  # fmt: skip
+        # what is said in front costs as well: 8 bytes and 1 are 2 and 0 tokens, and 16 for each turn
+        assert endpoint(tmp_path / "b", server).estimate(others).tokens_in == 2 * (2 + 16 + 0 + 16)
+    # kept under the same hash as before questions had turns in front of them
+    assert json.loads((tmp_path / "replies.jsonl").read_text().splitlines()[0])["key"] == request_key(
+        {"model": "m", "prompt": "question", "temperature": 1.0, "max_tokens": 20, "seed": 0}
+    )
 
 
 # -- cost ----------------------------------------------------------------------------------------------------

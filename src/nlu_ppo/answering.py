@@ -1,4 +1,7 @@
-"""Answers test sets without labels, and writes the files that a benchmark's server takes."""
+"""Answers test sets without labels, and writes the files that a benchmark's server takes.
+
+Also tells a model behind a server all that a run will ask, before it asks.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from dataclasses import replace
 
 from nlu_ppo.config import EvalConfig
 from nlu_ppo.evaluation import answer, longest_answer
-from nlu_ppo.methods.setting import Setting
-from nlu_ppo.models.classifier import Classifier
+from nlu_ppo.messages import MessagePrompter
+from nlu_ppo.methods.setting import Part, Setting
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompting import Prompter
+from nlu_ppo.remote import Questions, RemoteModel
 from nlu_ppo.tasks.record import Example
 from nlu_ppo.tasks.reduction import judge
 from nlu_ppo.tasks.submission import fall_back, render
@@ -36,7 +40,7 @@ def answer_submission(
         part = parts[test.task.name]
         name = " and ".join(file.name for file in test.files)
         fitting = config.eval
-        if not isinstance(policy, Classifier):
+        if isinstance(policy, Policy):
             fitting = _within_context(policy, part.prompter, test.examples, config.eval)
         labels = answer(policy, part.prompter, test.examples, fitting, config.seed, progress=name).labels
         judged = judge(part.task, test.examples, labels)
@@ -47,6 +51,31 @@ def answer_submission(
             metrics[f"submission/{file.name}/rows"] = len(rows)
             metrics[f"submission/{file.name}/unparsable"] = sum(label is None for label in judged.answers)
     return metrics
+
+
+def announce(
+    model: RemoteModel, setting: Setting, further: Sequence[Part], submission: SubmissionSets | None
+) -> None:
+    """Says what a run will ask of a server, all sets together, and what that costs at most.
+
+    Args:
+        setting: after the fit, which adds demonstrations.
+
+    Raises:
+        ConfigError: it costs more than it may. Nothing was sent.
+    """
+    own = {part.task.name: part for part in setting.parts}
+    sets = [
+        (p.prompter, examples) for p in (*setting.parts, *further) for examples in p.data.evaluation.values()
+    ]
+    if submission:
+        sets += [(own[test.task.name].prompter, test.examples) for test in submission.sets]
+    questions: list[Questions] = []
+    for prompter, examples in sets:
+        assert isinstance(prompter, MessagePrompter)
+        limit = setting.config.eval.max_new_tokens or longest_answer(prompter, examples)
+        questions.append((prompter, examples, limit))
+    model.announce(questions)
 
 
 def _within_context(

@@ -75,7 +75,7 @@ def check_vllm(config: Config) -> None:
         ("model.adapter", config.model.adapter is not None),
         ("lora=none", trains and not config.lora.enabled),
         ("model.shard=true", config.model.shard),
-        ("model.kind=encoder", config.model.kind == "encoder"),
+        (f"model.kind={config.model.kind}", config.model.kind != "decoder"),
     ):
         if given:
             raise ConfigError(f"model.decoder=vllm doesn't go with {key}: take model.decoder=own")
@@ -86,6 +86,8 @@ def check_processes(config: Config) -> None:
     method = config.method
     if config.model.decoder == "vllm":
         raise ConfigError("model.decoder=vllm works in one process: take model.decoder=own with several")
+    if config.model.kind == "endpoint":
+        raise ConfigError(f"model={config.model.name} is behind a server, which one process can ask as well")
     if isinstance(method, TrainingConfig):
         ranks.check_divisible("method.batch_size", method.batch_size)
     if isinstance(method, PPOConfig):
@@ -145,6 +147,11 @@ def _check_rationale(config: Config, task: Task) -> None:
         raise ConfigError(
             "task.rationale=model asks the run's own base model, and here the reward model has another one: have the "
             "analyses written first (python -m nlu_ppo.rationales), and name the file with task.rationale=FILE"
+        )
+    if config.task.rationale == MODEL and config.model.kind == "endpoint":
+        raise ConfigError(
+            f"task.rationale=model asks the run's own base model, and model={config.model.name} is behind a server: "
+            f"task.rationale=endpoint asks a server"
         )
     if config.method.name == "few_shot":
         raise ConfigError("task.rationale: the demonstrations of method=few_shot have no analysis to show")

@@ -14,6 +14,7 @@ from nlu_ppo.config import (
     METHOD_SCHEMAS,
     Config,
     EvalConfig,
+    FewShotConfig,
     LoraConfig,
     ModelConfig,
     PPOConfig,
@@ -24,8 +25,10 @@ from nlu_ppo.config import (
     TaskConfig,
     TrackingConfig,
     TrainingConfig,
+    ZeroShotConfig,
     check_ranges,
 )
+from nlu_ppo.endpoint import check_address
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.record_checks import check_record
 
@@ -124,6 +127,8 @@ def check(config: Config) -> None:
         _check_encoder(config)
     if config.model.quantization is not None:
         _check_quantization(config)
+    if config.model.kind == "endpoint":
+        _check_remote(config)
     check_task(config.task)
     reading = config.eval
     if reading.perplexity is not None and reading.perplexity_stride > reading.perplexity_window:
@@ -182,6 +187,28 @@ def _check_encoder(config: Config) -> None:
             raise ConfigError(f"{key} needs a language model, and model={model} is an encoder")
 
 
+def _check_remote(config: Config) -> None:
+    """A model behind a server answers, and nothing else: its weights and its likelihoods are out of reach."""
+    model = config.model
+    if "/" in model.name:
+        raise ConfigError(
+            f"model.name={model.name} is to name folders and rows: say model.name={model.name.rpartition('/')[2]} "
+            f"model.endpoint.model={model.name}"
+        )
+    check_address(model.endpoint.base_url, "model.endpoint.base_url")
+    if not isinstance(config.method, (ZeroShotConfig, FewShotConfig)):
+        raise ConfigError(
+            f"method={config.method.name} needs a model's weights, and model={model.name} is behind a server: use "
+            f"method=zero_shot or method=few_shot"
+        )
+    for key, given in (
+        ("model.adapter", model.adapter is not None),
+        ("eval.perplexity", config.eval.perplexity is not None),
+    ):
+        if given:
+            raise ConfigError(f"{key} needs a model's weights, and model={model.name} is behind a server")
+
+
 def _check_judges(config: Config, method: RewardedConfig) -> None:
     """Whether the settings of the reward models fit their base and the policy."""
     base = config.reward.model
@@ -189,6 +216,10 @@ def _check_judges(config: Config, method: RewardedConfig) -> None:
         settings: RewardModelConfig | None = getattr(config.reward, name)
         if settings is None:
             continue
+        if base is not None and base.kind == "endpoint":
+            raise ConfigError(
+                f"reward.model={base.name} is behind a server, and a reward model is trained: take another base"
+            )
         if base is not None and base.kind == "encoder":
             check_encoder_loss(settings, base.name, f"reward.{name}")
         if settings.init == "sft" and (method.init != "sft" or base is not None):

@@ -103,7 +103,7 @@ class RecordConfig:
 
 
 @dataclass
-class EndpointConfig:
+class ServerConfig:
     """A model behind an OpenAI-compatible server. Its key comes from the environment variable OPENAI_API_KEY."""
 
     # `resolved`: what asks an endpoint puts these into its key itself, and a run that asks none has none of them
@@ -112,16 +112,6 @@ class EndpointConfig:
         None,
         "the server, such as http://localhost:8000/v1; null is OPENAI_BASE_URL of the environment, or else OpenAI's",
         key=False,
-    )
-    temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0, resolved=True)
-    max_tokens: int | None = option(
-        None,
-        "longest reply in tokens; null fits what is asked for (an analysis: task.rationale_tokens, and 16)",
-        low=1,
-        resolved=True,
-    )
-    seed: int = option(
-        0, "of sampling; apart from the run's, so that all seeds share what is paid for", low=0, resolved=True
     )
     at_once: int = option(8, "requests under way at a time", low=1, key=False)
     timeout: float = option(60.0, "seconds to wait for an answer", low=0.1, key=False)
@@ -137,6 +127,22 @@ class EndpointConfig:
     price_out: float | None = option(None, "the same of tokens received", low=0, key=False)
     max_cost: float = option(
         1.0, "dollars that may be spent at most; what costs more is refused", low=0, key=False
+    )
+
+
+@dataclass
+class EndpointConfig(ServerConfig):
+    """The same, and how its replies are drawn."""
+
+    temperature: float = option(1.0, "sampling temperature; 0 is greedy", low=0, resolved=True)
+    max_tokens: int | None = option(
+        None,
+        "longest reply in tokens; null fits what is asked for (an analysis: task.rationale_tokens, and 16)",
+        low=1,
+        resolved=True,
+    )
+    seed: int = option(
+        0, "of sampling; apart from the run's, so that all seeds share what is paid for", low=0, resolved=True
     )
 
 
@@ -233,8 +239,8 @@ class ModelConfig:
     kind: str = option(
         "decoder",
         "a language model that is asked, or an encoder: it reads the task's texts without a prompt and classifies "
-        "with a new head, all of it trained by method=sft",
-        choices=("decoder", "encoder"),
+        "with a new head, all of it trained by method=sft; or a language model behind a server, which is asked only",
+        choices=("decoder", "encoder", "endpoint"),
     )
     adapter: str | None = option(
         None,
@@ -302,6 +308,7 @@ class ModelConfig:
     )
     learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
     epochs: EpochsConfig = field(default_factory=EpochsConfig)
+    endpoint: ServerConfig = field(default_factory=ServerConfig)
 
 
 @dataclass

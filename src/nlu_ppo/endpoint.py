@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -17,7 +18,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
-from nlu_ppo.config import EndpointConfig
+from nlu_ppo.config import EndpointConfig, ServerConfig
 from nlu_ppo.errors import ConfigError, EndpointError
 from nlu_ppo.progress import bar
 from nlu_ppo.replies import Reply, ReplyCache, request_key
@@ -25,16 +26,28 @@ from nlu_ppo.replies import Reply, ReplyCache, request_key
 KEY = "OPENAI_API_KEY"
 IN_A_ROW = 10  # requests without an answer that make the server count as gone
 BYTES_PER_TOKEN = 3  # English has more, so that an estimate is rather too high
-OVERHEAD = 16  # tokens that a server's chat template adds
+OVERHEAD = 16  # tokens that a server's chat template adds to a turn
+TOO_LONG = (
+    " (if the prompt is too long: it can't be cut for a server, so show fewer demonstrations or ask a model with a "
+    "longer context)"
+)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question in one turn; another `seed` asks for another answer to the same."""
+    """A question; another `seed` asks for another answer to the same.
+
+    Attributes:
+        prompt: the user's turn that is answered.
+        before: (role, text) of the turns in front of it.
+        about: what the question is about, for messages.
+    """
 
     prompt: str
     max_tokens: int
     seed: int = 0
+    before: tuple[tuple[str, str], ...] = ()
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,11 @@ class Endpoint:
     """One model behind one server.
 
     Args:
+        cache: where replies are looked up and kept; it may be changed for another between two questions.
         where: the keys under which the settings stand, for messages.
+
+    Attributes:
+        spent: dollars, those of requests under way at their most.
 
     Raises:
         ConfigError: no model is named, the package `openai` or the API key is missing, or prices are.
@@ -75,8 +92,8 @@ class Endpoint:
         for chatty in ("openai", "httpx", "httpx2"):  # a line per request
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self._openai: Any = openai
-        self._config, self._cache, self._where = config, cache, where
-        address = config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        self._config, self._where, self.cache = config, where, cache
+        address = address_of(config)
         self._secret = os.environ.get(KEY, "")
         local = on_this_machine(address)
         if not self._secret and not local:
@@ -90,16 +107,16 @@ class Endpoint:
             timeout=config.timeout,
             max_retries=config.retries,
         )
-        self._limit_name = "max_tokens"
+        self._limit_name, self._seeded = "max_tokens", True
         self._lock = threading.Lock()
-        self._spent = 0.0  # dollars, those of requests under way at their most
+        self.spent = 0.0
         self.address = address
 
     # -- cost ---------------------------------------------------------------------------------------------
 
     def estimate(self, requests: Sequence[Request]) -> Estimate:
         """What those of the requests cost at most that were never answered before."""
-        new = {self._key(r): r for r in requests if self._cache.get(self._key(r)) is None}.values()
+        new = {self._key(r): r for r in requests if self.cache.get(self._key(r)) is None}.values()
         tokens_in, tokens_out = sum(map(_tokens, new)), sum(r.max_tokens for r in new)
         return Estimate(len(new), tokens_in, tokens_out, self._dollars(tokens_in, tokens_out))
 
@@ -118,35 +135,37 @@ class Endpoint:
         """Sets aside what a request costs at most; the answer tells the true sum."""
         most = self._dollars(_tokens(request), request.max_tokens)
         with self._lock:
-            if self._spent + most > self._config.max_cost + 1e-9:
+            if self.spent + most > self._config.max_cost + 1e-9:
                 raise EndpointError(
                     f"{self._where}.max_cost={self._config.max_cost:g} is used up. What came back is kept: raise it, "
                     f"and the same command goes on"
                 )
-            self._spent += most
+            self.spent += most
         return most
 
     # -- asking -------------------------------------------------------------------------------------------
 
     def ask(self, requests: Sequence[Request], progress: str | None = None) -> list[Reply | str]:
         """Replies in the order of the requests; of one that failed for good, why (it isn't kept, so that the next
-        start asks again).
+        start asks again). What is asked for twice is sent once.
 
         Raises:
             EndpointError: the server refuses, is gone, or the cap on cost is reached. What came back is kept.
         """
-        found: list[Reply | str | None] = [self._cache.get(self._key(request)) for request in requests]
-        missing = [number for number, reply in enumerate(found) if reply is None]
+        keys = [self._key(request) for request in requests]
+        found: dict[str, Reply | str | None] = {key: self.cache.get(key) for key in keys}
+        first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
+        missing = sorted(first[key] for key, reply in found.items() if reply is None)
         pool = ThreadPoolExecutor(self._config.at_once, thread_name_prefix="endpoint")
-        shown = bar(total=len(missing), desc=progress, unit="req", disable=progress is None)
+        shown = bar(total=len(missing), desc=progress, unit="req", disable=progress is None or not missing)
         try:
             for number, outcome in self._in_turn(pool, requests, missing):
-                found[number] = outcome
+                found[keys[number]] = outcome
                 shown.update()
         finally:  # also on Ctrl-C: what is under way ends, nothing new begins
             pool.shutdown(wait=True, cancel_futures=True)
             shown.close()
-        return [reply if reply is not None else "no answer" for reply in found]
+        return [found[key] or "no answer" for key in keys]
 
     def _in_turn(
         self, pool: ThreadPoolExecutor, requests: Sequence[Request], missing: Sequence[int]
@@ -176,15 +195,17 @@ class Endpoint:
             raw = self._send(request)
             reply = _read(raw)
             if isinstance(reply, Reply):
-                self._cache.add([(self._key(request), reply)])
+                self.cache.add([(self._key(request), reply)])
             usage = reply if isinstance(reply, Reply) and reply.tokens_out else None
             cost = self._dollars(usage.tokens_in, usage.tokens_out) if usage else reserved
             return reply
         except openai.APIStatusError as error:
             if error.status_code in (400, 401, 403, 404, 405, 413, 422):
+                about = f", {request.about}" if request.about else ""
+                hint = TOO_LONG if request.about and error.status_code in (400, 413) else ""
                 raise EndpointError(
-                    f"{self.address} refuses a request for {self._config.model} ({error.status_code}): "
-                    f"{self._hidden(error)}"
+                    f"{self.address} refuses a request for {self._config.model}{about} ({error.status_code}): "
+                    f"{self._hidden(error)}{hint}. What came back before is kept"
                 ) from None
             return f"status {error.status_code} after {self._config.retries + 1} attempts"
         except openai.APITimeoutError:
@@ -197,25 +218,31 @@ class Endpoint:
             return f"what came back is no reply: {self._hidden(error)}"
         finally:
             with self._lock:
-                self._spent += cost - reserved
+                self.spent += cost - reserved
 
     def _send(self, request: Request) -> Any:
-        name = self._limit_name
-        try:
-            return self._create(request, name)
-        except self._openai.BadRequestError as error:
-            # newer models of OpenAI's refuse the old name of the limit, and most other servers know only that one
-            if name != "max_tokens" or "max_completion_tokens" not in str(error):
-                raise
-            self._limit_name = "max_completion_tokens"
-            return self._create(request, self._limit_name)
+        """Sends what this server takes: what it refuses by name is sent otherwise, to it and from then on."""
+        while True:
+            limit_name, seeded = self._limit_name, self._seeded
+            try:
+                return self._create(request, limit_name, seeded)
+            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+                # newer models of OpenAI's refuse the old name of the limit, and most other servers know only that one
+                if limit_name == "max_tokens" and "max_completion_tokens" in str(error):
+                    self._limit_name = "max_completion_tokens"
+                elif seeded and re.search(r"\bseed\b", str(error)):  # not all servers have one
+                    self._seeded = False
+                else:
+                    raise
 
-    def _create(self, request: Request, limit_name: str) -> Any:
+    def _create(self, request: Request, limit_name: str, seeded: bool) -> Any:
         return self._client.chat.completions.create(
             model=self._config.model,
-            messages=[{"role": "user", "content": request.prompt}],
+            messages=[
+                {"role": role, "content": text} for role, text in (*request.before, ("user", request.prompt))
+            ],
             temperature=self._config.temperature,
-            seed=request.seed,
+            **({"seed": request.seed} if seeded else {}),
             **{limit_name: request.max_tokens},
         )
 
@@ -232,6 +259,7 @@ class Endpoint:
                 "temperature": config.temperature,
                 "max_tokens": request.max_tokens,
                 "seed": request.seed,
+                **({"before": request.before} if request.before else {}),
             }
         )
 
@@ -255,7 +283,8 @@ def _read(raw: Any) -> Reply | str:
 
 
 def _tokens(request: Request) -> int:
-    return len(request.prompt.encode()) // BYTES_PER_TOKEN + OVERHEAD
+    texts = (request.prompt, *(text for _, text in request.before))
+    return sum(len(text.encode()) // BYTES_PER_TOKEN for text in texts) + OVERHEAD * len(texts)
 
 
 def _price(config: EndpointConfig, name: str, local: bool, where: str) -> float:
@@ -266,6 +295,20 @@ def _price(config: EndpointConfig, name: str, local: bool, where: str) -> float:
             f"can be told before it starts"
         )
     return price or 0.0
+
+
+def address_of(config: ServerConfig) -> str:
+    """Where the server is."""
+    return config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+
+
+def dollars(config: ServerConfig, tokens_in: int, tokens_out: int) -> float | None:
+    """What tokens cost at the prices of the configuration; `None` where it has none."""
+    local = on_this_machine(address_of(config))
+    prices = [0.0 if price is None and local else price for price in (config.price_in, config.price_out)]
+    if prices[0] is None or prices[1] is None:
+        return None
+    return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
 
 def on_this_machine(address: str) -> bool:

@@ -12,10 +12,12 @@ import torch
 
 from nlu_ppo.config import EvalConfig
 from nlu_ppo.inference.decoder import generate, score_answers
+from nlu_ppo.messages import MessagePrompter
 from nlu_ppo.models.classifier import Classifier
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.prompt_cache import count_shortened, token_ids
 from nlu_ppo.prompting import Prompt, Prompter
+from nlu_ppo.remote import RemoteModel
 from nlu_ppo.statistics import bootstrap_interval
 from nlu_ppo.tasks.answers import is_correct, parse_answer
 from nlu_ppo.tasks.metrics import Scorer, score
@@ -62,6 +64,8 @@ def longest_answer(prompter: Prompter, examples: Sequence[Example]) -> int:
     else:
         answers = set(task.answers(examples[0]))
     completions = set(map(prompter.close, answers))
+    if isinstance(prompter, MessagePrompter):
+        return prompter.longest_reply(completions)
     prompter.learn_completions(completions)
     longest = max(len(prompter.completion_ids(text)) for text in completions)
     return longest + SPARE_TOKENS + prompter.analysis_tokens
@@ -84,7 +88,7 @@ class Answers:
 
 
 def answer(
-    policy: Policy | Classifier,
+    policy: Policy | Classifier | RemoteModel,
     prompter: Prompter,
     examples: Sequence[Example],
     config: EvalConfig,
@@ -94,17 +98,13 @@ def answer(
     """Answers every example; needs no gold labels."""
     if isinstance(policy, Classifier):
         return Answers(*policy.answer(prompter.task, examples, config.batch_size, progress))
-    prompts = prompter.prepare(examples)
-    completions = generate(
-        policy,
-        token_ids(prompts),
-        config.max_new_tokens or longest_answer(prompter, examples),
-        temperature=config.temperature if config.decoding == "sample" else 0.0,
-        generator=torch.Generator(policy.device).manual_seed(seed),
-        batch_size=config.batch_size,
-        progress=progress,
-    )
-    texts = [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
+    prompts: Sequence[Prompt]
+    limit = config.max_new_tokens or longest_answer(prompter, examples)
+    if isinstance(policy, RemoteModel):
+        assert isinstance(prompter, MessagePrompter)
+        prompts, texts = policy.answer(prompter, examples, limit, progress)
+    else:
+        prompts, texts = _written(policy, prompter, examples, limit, config, seed, progress)
     if config.scoring == "as_published":
         return _as_published(prompter.task, prompts, texts, examples, seed)
     labels = [
@@ -112,6 +112,28 @@ def answer(
         for text, example in zip(texts, examples, strict=True)
     ]
     return Answers(prompts, texts, labels)
+
+
+def _written(
+    policy: Policy,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    limit: int,
+    config: EvalConfig,
+    seed: int,
+    progress: str | None,
+) -> tuple[Sequence[Prompt], list[str]]:
+    prompts = prompter.prepare(examples)
+    completions = generate(
+        policy,
+        token_ids(prompts),
+        limit,
+        temperature=config.temperature if config.decoding == "sample" else 0.0,
+        generator=torch.Generator(policy.device).manual_seed(seed),
+        batch_size=config.batch_size,
+        progress=progress,
+    )
+    return prompts, [policy.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
 
 
 def _as_published(
@@ -126,7 +148,7 @@ def _as_published(
 
 
 def evaluate(
-    policy: Policy | Classifier,
+    policy: Policy | Classifier | RemoteModel,
     prompter: Prompter,
     examples: Sequence[Example],
     config: EvalConfig,
@@ -139,7 +161,7 @@ def evaluate(
     judged = judge(task, examples, found.labels)
     metrics = _metrics(judged)
     likely = None
-    if config.likelihood and task.lists_answers and not isinstance(policy, Classifier):
+    if config.likelihood and task.lists_answers and not isinstance(policy, Classifier | RemoteModel):
         labels, strengths = _most_likely(
             policy, prompter, examples, token_ids(found.prompts), config, progress
         )

@@ -12,6 +12,7 @@ from typing import Any
 from nlu_ppo.config import (
     Config,
     EvalConfig,
+    ModelConfig,
     PPOConfig,
     RewardConfig,
     RewardedConfig,
@@ -48,7 +49,7 @@ def identity(config: Config) -> dict[str, Any]:
         "task": _task_identity(config.task, tasks, trains and not isinstance(method, RewardModelConfig)),
         "data": {task.name: data_fingerprint(task, config.task) for task in tasks},
         "model": key_fields(config.model),
-        "weights": fingerprint(config.model.path, config.model.revision),
+        "weights": _weights_identity(config.model),
         "adapter": adapter_fingerprint(config.model.adapter),
         "method": key_fields(method),
         "seed": config.seed,
@@ -57,6 +58,8 @@ def identity(config: Config) -> dict[str, Any]:
         parts["model"].pop(name)
     encoder = config.model.kind == "encoder"
     parts["model"].pop("layout" if encoder else "kind")
+    if config.model.kind == "endpoint":
+        parts["model"] = {"layout": config.model.layout}
     if not uses_train:
         for name in ("limit.train", "selection"):  # demonstrations, too, come from what selection leaves
             parts["task"].pop(name)
@@ -66,6 +69,8 @@ def identity(config: Config) -> dict[str, Any]:
         parts["also"] = further_identity(further)
     if config.eval.submission:
         parts["submission"] = submission_fingerprint(tasks, config.task)
+    if config.model.kind == "endpoint":  # it has one score
+        parts["eval"].pop("likelihood", None)
     if encoder:  # it has no prompt, and only one score
         parts["method"].pop("loss_on", None)
         parts["eval"] = {k: v for k, v in parts["eval"].items() if k not in ("likelihood", "max_new_tokens")}
@@ -94,6 +99,13 @@ def identity(config: Config) -> dict[str, Any]:
         for name in ("kl_target", "kl_horizon"):
             parts["method"].pop(name)
     return parts
+
+
+def _weights_identity(model: ModelConfig) -> str:
+    """What stands for a model's weights; behind a server, the name by which they are asked for, wherever it is."""
+    if model.kind == "endpoint":
+        return f"endpoint:{model.endpoint.model or model.name}"
+    return fingerprint(model.path, model.revision)
 
 
 def reward_model_config(config: Config, name: str) -> Config:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from nlu_ppo.storage import writing
 
@@ -63,6 +66,9 @@ class ReplyCache:
     def get(self, key: str) -> Reply | None:
         return self._replies.get(key)
 
+    def keys(self) -> Set[str]:
+        return self._replies.keys()
+
     def add(self, replies: Iterable[tuple[str, Reply]]) -> None:
         """Keeps replies by key.
 
@@ -87,6 +93,26 @@ def _ends_a_line(path: Path) -> bool:
     with path.open("rb") as stream:
         stream.seek(-1, 2)
         return stream.read() == b"\n"
+
+
+@contextlib.contextmanager
+def alone(lock: Path, told: str) -> Iterator[None]:
+    """Of processes that need the same, one asks for it, and the others wait.
+
+    Args:
+        told: what is printed where one waits.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        print(told, flush=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def request_key(parts: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nlu_ppo import ranks, reward_runs, stopping
-from nlu_ppo.answering import answer_submission
+from nlu_ppo.answering import announce, answer_submission
 from nlu_ppo.choices import ROOT
 from nlu_ppo.config import Config
 from nlu_ppo.further import load_further
@@ -28,6 +28,7 @@ from nlu_ppo.progress import quiet_libraries
 from nlu_ppo.prompt_cache import PromptCache
 from nlu_ppo.prompting import Prompter
 from nlu_ppo.rationales.writing import rationales_of, with_analyses
+from nlu_ppo.remote import RemoteModel
 from nlu_ppo.results import evaluate_part, prediction_lines, summarize
 from nlu_ppo.run import CACHE, Recorder, Run
 from nlu_ppo.serving import served
@@ -40,7 +41,7 @@ from nlu_ppo.tracking.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "nlu-ppo")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "mlflow", "hydra-core", "openai", "nlu-ppo")
 
 
 @advised()
@@ -61,14 +62,7 @@ def work(
         if config.eval.submission
         else None
     )
-    policy: Any
-    if config.model.kind == "encoder":
-        policy = load_classifier(config.model, tasks[0].task, config.seed, choose_device(config.device))
-    else:
-        lora = config.lora if run.trains else None
-        policy = load_policy(config.model, lora, config.seed, config.device, start)
-        if config.model.decoder == "vllm":
-            policy.decoder = VllmDecoder(policy, config.model, lora, config.seed)
+    policy = _model(run, tasks, start)
     cache = PromptCache(scratch / "prompts")
     parts = tuple(_part(config, data, policy, cache, rationales_of(config, data.task)) for data in tasks)
     further = tuple(_part(config, data, policy, cache) for data in beside)
@@ -99,6 +93,9 @@ def work(
     if run.trains:
         ranks.on_main(save_adapter, policy, folder.adapter)
     clock.lap("fit", recorder.fit_seconds_before)
+    remote = policy if isinstance(policy, RemoteModel) else None
+    if remote:
+        announce(remote, setting, further, submission)
 
     outcomes = [outcome for part in setting.parts for outcome in evaluate_part(part, setting)]
     others = [outcome for part in further for outcome in evaluate_part(part, setting)]
@@ -126,13 +123,29 @@ def work(
         "shared_prefixes": shared,
         "seconds": clock.laps,
         "samples_per_second": trained / max(clock.laps["fit" if run.trains else "evaluate"], 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(policy.device),
+        "peak_memory_bytes": None if remote else peak_memory_bytes(policy.device),
         "versions": versions(),
         "commit": commit(),
     }
+    if remote:  # how fast it is depends on what is kept from before
+        result |= {"samples_per_second": None, "endpoint": remote.account()}
     if read is not None:
         perplexity.report(result, read)
     return result
+
+
+def _model(run: Run, tasks: Sequence[TaskData], start: Path | None) -> Any:
+    """What answers: a policy, or what takes its place where the model is an encoder or behind a server."""
+    config = run.config
+    if config.model.kind == "encoder":
+        return load_classifier(config.model, tasks[0].task, config.seed, choose_device(config.device))
+    if config.model.kind == "endpoint":
+        return RemoteModel(config)
+    lora = config.lora if run.trains else None
+    policy = load_policy(config.model, lora, config.seed, config.device, start)
+    if config.model.decoder == "vllm":
+        policy.decoder = VllmDecoder(policy, config.model, lora, config.seed)
+    return policy
 
 
 def _part(
@@ -140,6 +153,8 @@ def _part(
 ) -> Part:
     """A task with its prompts, which have room for an analysis where the run's answers have one."""
     room = config.task.rationale_tokens if config.task.rationale else 0
+    if isinstance(policy, RemoteModel):
+        return Part(data, policy.prompter(data.task, room), rationales)
     prompter = Prompter(data.task, policy.tokenizer, config.model.layout, cache=cache, analysis_tokens=room)
     return Part(data, prompter, rationales)
 

@@ -10,7 +10,7 @@ from typing import Any
 from nlu_ppo.choices import Choice, read_groups
 from nlu_ppo.markdown import prose, table
 
-OWN = ("local", "tiny")  # choices that are no model of the hub
+OWN = ("local", "openai_compatible", "tiny")  # choices that are no model of the hub
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from nlu_ppo.config import Config
 from nlu_ppo.endpoint import check_address
@@ -25,6 +22,7 @@ from nlu_ppo.errors import ConfigError, DataError, EndpointError
 from nlu_ppo.rationales.asking import read_analysis
 from nlu_ppo.rationales.needs import Need, needs
 from nlu_ppo.rationales.writers import WHERE, Writer, attempts, get_writer, writer_identity
+from nlu_ppo.replies import alone
 from nlu_ppo.storage import write_atomic
 from nlu_ppo.tasks.rationales import (
     ENDPOINT,
@@ -188,8 +186,7 @@ def provide(configs: Sequence[Config], tasks: Sequence[TaskData], dry_run: bool 
     if not wanted:
         return None
     folder = folder_of(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(folder / ".lock", f"waiting for another process, which is having analyses written: {folder}"):
         writer, tries = get_writer(config, folder), attempts(config.task.writer)
         if asked := _to_ask(writer, wanted, tries):
             print(f"analyses to be written by {writer.announce(asked)}", flush=True)
@@ -204,21 +201,6 @@ def provide(configs: Sequence[Config], tasks: Sequence[TaskData], dry_run: bool 
     if lacking and config.task.on_bad_row == "error":
         raise DataError(_advice(folder, wanted, lacking))
     return folder
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Of runs that need the same, one has it written, and the others wait."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process, which is writing analyses: {folder}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _to_ask(writer: Writer, wanted: Sequence[Need], tries: int) -> list[tuple[Need, int]]:

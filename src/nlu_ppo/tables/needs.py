@@ -32,6 +32,8 @@ def absent(runs: Iterable[Run]) -> list[str]:
 
 
 def _models(config: Config) -> Iterator[str]:
+    if config.model.kind == "endpoint":
+        return
     path, revision = config.model.path, config.model.revision
     if Path(resolve_path(path)).is_dir():
         return
