@@ -11,6 +11,7 @@ from typing import Any
 from nlu_ppo.choices import CONF, STUDIES, Choice, default_choices, read_groups
 from nlu_ppo.config import (
     METHOD_SCHEMAS,
+    MISSING,
     Config,
     MethodConfig,
     RecordConfig,
@@ -27,7 +28,6 @@ from nlu_ppo.tasks.page import page as tasks_page
 DOCS = CONF.parent / "docs"
 PAGE = DOCS / "configuration.md"
 TASKS_PAGE = DOCS / "tasks.md"
-MISSING = "???"
 
 FAMILIES = {TrainingConfig: "train", RewardedConfig: "learn from a reward"}  # methods with keys in common
 INTRODUCTION = """\

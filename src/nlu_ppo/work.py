@@ -17,7 +17,8 @@ from nlu_ppo.choices import ROOT
 from nlu_ppo.config import Config
 from nlu_ppo.further import load_further
 from nlu_ppo.inference import perplexity
-from nlu_ppo.methods import METHODS, Part, Setting
+from nlu_ppo.methods.registry import METHODS
+from nlu_ppo.methods.setting import Part, Setting
 from nlu_ppo.models.classifier import load_classifier
 from nlu_ppo.models.loading import choose_device, load_policy, peak_memory_bytes, save_adapter
 from nlu_ppo.progress import quiet_libraries
