@@ -80,7 +80,7 @@ def test_a_step_has_throughput_memory_and_mfu(trial: tuple[int, dict[str, Any]])
         figures(trial[1], "ceilings")["matrix product, bfloat16, 256 rows, -"]["tera_operations_per_s"] * 1e12
     )
     for step in rows.values():
-        assert step["rollout_s"] + step["reference_s"] + step["update_s"] <= step["step_s"] * 1.05
+        assert step["rollout_s"] + step["reference_s"] + step["update_s"] <= step["step_s"]  # one round
         assert step["peak_memory_bytes"] > 0
         by_hand = step["tera_operations"] * 1e12 / (step["step_s"] * rate)
         assert step["mfu_of_measured"] == pytest.approx(by_hand)
@@ -185,7 +185,6 @@ def test_a_part_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     status, found = run([Part("a", "speed", 0.1, lambda clock, add: time.sleep(60))], tmp_path / "x.json")
     assert status == 0
     assert found["parts"][0]["status"] == CUT
-    assert found["parts"][0]["seconds"] < 30
 
 
 def test_the_file_is_written_after_every_row_and_part(tmp_path: Path) -> None:

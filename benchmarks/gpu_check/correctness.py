@@ -268,16 +268,18 @@ def _compiled_alike(bench: Bench, clock: Clock, add: Add, compile_layers: Any) -
         built = bench.build(workload)
         policy, completions = policy_of(built, workload), completions_for(workload)
         prompts = workload.prompts
-        eager = look(policy, prompts, completions, share=True)
+        eager = {share: look(policy, prompts, completions, share) for share in (True, False)}
         answers = generate(policy, prompts, workload.response_tokens)
         compile_layers(built)
         clock.check()
-        found = look(policy, prompts, completions, share=True)
         bounds: dict[str, tuple[float | None, float | None]] = {
             "logits_relative": (None, COMPILED),
             "gradient_relative": (None, COMPILED),
         }
-        add(Row("float32: compiled, eager", model.name, differences(found, eager), bounds))
+        for share, before in eager.items():
+            found = differences(look(policy, prompts, completions, share), before)
+            way = "shared prefix" if share else "plain rows"
+            add(Row(f"float32, {way}: compiled, eager", model.name, found, bounds))
         again = generate(policy, prompts, workload.response_tokens)
         figures = compare_answers(policy, prompts, answers, again, TIE)
         add(Row("float32: greedy answers, compiled", model.name, figures, {"different_beyond_a_tie": (0, 0)}))
@@ -292,9 +294,8 @@ def _compiled_speed(bench: Bench, clock: Clock, add: Add, compile_layers: Any) -
         if name == "compiled":
             compile_layers(built)
         step = make_step(workload, built, policy_of(built, workload, value_head=False).tokenizer)
-        seconds, rounds, _ = rounds_of(
-            step, clock, bench.sizes.rounds, warm_up=2
-        )  # shapes of the second step may be new ones
+        # what is compiled for one step may not fit the next one's shapes
+        seconds, rounds, _ = rounds_of(step, clock, bench.sizes.rounds, warm_up=2)
         figures = {"step_s": seconds, "samples_per_s": len(workload.prompts) / seconds, "rounds": rounds}
         add(Row(f"bfloat16: PPO step, {name}", model.name, figures))
         del step, built
