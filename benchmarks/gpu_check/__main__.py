@@ -101,4 +101,7 @@ def _cuda_facts() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    # at once: a compilation that was ended in its middle leaves threads that would hold up an orderly exit
+    os._exit(status)
