@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flops import Model, needed, plain
@@ -47,7 +46,8 @@ BENCH = Bench("cpu", SMALL)
 def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     path = tmp_path_factory.mktemp("gpu") / "found.json"
     # compiling takes minutes on a CPU and is tested where layers are compiled: here all but that
-    with torch._dynamo.config.patch(disable=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
         status = command.main(["--small", "--file", str(path)])
     return status, json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
