@@ -11,7 +11,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint table reproduce-table sweep ui sync tiny-model docs lock clean \
-	bench bench-quick bench-peers
+	bench bench-quick bench-peers gpu-check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -62,6 +62,9 @@ bench: $(STAMP) ## all benchmarks, five rounds: meant to take an hour and a half
 
 bench-quick: $(STAMP) ## the main benchmarks, meant to take under 10 minutes; the last line is JSON
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
+
+gpu-check: $(STAMP) ## is it right and fast on this GPU? Meant to take under 8 minutes, needs no network (docs/gpu.md)
+	@$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 tiny-model: $(STAMP) ## train the embedded model again: about 20 minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m nlu_ppo.models.tiny.build

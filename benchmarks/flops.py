@@ -68,8 +68,9 @@ class Model:
     @property
     def _sizes(self) -> dict[str, tuple[int, int]]:
         h, i = self.shape.hidden, self.shape.intermediate
-        square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (h, h))
-        return {**square, "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+        keys = h // self.shape.heads * (self.shape.key_heads or self.shape.heads)
+        attention = {"q_proj": (h, h), "k_proj": (h, keys), "v_proj": (h, keys), "o_proj": (h, h)}
+        return {**attention, "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
     @property
     def _frozen(self) -> int:

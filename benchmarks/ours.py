@@ -56,7 +56,7 @@ def _ppo(policy: Policy, workload: Workload, share_prefix: bool) -> Step:
     policy.freeze_reference()
     policy.add_value_head()
     optimizer = build_optimizer([p for _, p in policy.trainable()], config)
-    sampling = torch.Generator().manual_seed(workload.seed)
+    sampling = torch.Generator(policy.device).manual_seed(workload.seed)
     shuffling = torch.Generator().manual_seed(workload.seed)
     prompts = [Prompt("", row) for row in workload.prompts]
     examples = [Example(f"train-{i}", {}, None) for i in range(len(prompts))]
@@ -70,8 +70,8 @@ def _ppo(policy: Policy, workload: Workload, share_prefix: bool) -> Step:
         # the rest of `collect`: drawing, and the policy's own log-probabilities and values
         phases["rollout"] -= phases["reference"]
         with timed(phases, "update"):
-            update(policy, optimizer, rollouts, config, shuffling)
-        return Outcome([len(c) for c in rollouts.completions], phases)
+            figures = update(policy, optimizer, rollouts, config, shuffling)
+        return Outcome([len(c) for c in rollouts.completions], phases, figures)
 
     return step
 

@@ -36,7 +36,9 @@ class Process:
         if not contender.python.exists():
             raise ContenderError("not installed: make bench-peers")
         self.log = folder / f"{contender.name}.log"
-        search = os.pathsep.join([str(ROOT / "src"), str(ROOT)] if contender.peer is None else [str(ROOT)])
+        search = str(ROOT)
+        if contender.peer is None:  # this environment, with all that it was told to look at
+            search = os.pathsep.join([str(ROOT / "src"), search, os.environ.get("PYTHONPATH", "")])
         environment = {
             **os.environ,
             "PYTHONPATH": search,

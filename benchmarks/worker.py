@@ -36,11 +36,13 @@ class Outcome:
     Attributes:
         response_tokens: length of every completion.
         phases: seconds by name, as far as the contender can tell them apart.
+        figures: what else the contender says of the step.
         scores: log-probability of every label of every prompt, for `eval`.
     """
 
     response_tokens: list[int] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
     scores: list[list[float]] = field(default_factory=list)
 
 
@@ -61,15 +63,17 @@ def serve(make_step: Callable[[Workload, Any, Any], Step]) -> None:
     torch.set_num_threads(workload.threads)
     torch.manual_seed(workload.seed)
     model, tokenizer = build_model(workload), build_tokenizer(workload)
-    _release_memory()
-    baseline = _resident_bytes()
+    on_gpu = torch.device(workload.device).type == "cuda"
+    release_memory()
+    baseline = torch.cuda.memory_allocated() if on_gpu else _resident_bytes()
     step = make_step(workload, model, tokenizer)
     _reply(replies, {"ready": True, "versions": versions()})
     for line in sys.stdin:
         watched = Watch() if line.strip() == "watch" else None
-        with PeakMemory() as memory:
+        with PeakDeviceMemory() if on_gpu else PeakMemory() as memory:
             start, busy = time.perf_counter(), time.process_time()
             outcome = step()
+            settle()
             seconds, busy = time.perf_counter() - start, time.process_time() - busy
         # processor seconds tell a reader of the file which steps something else disturbed
         reply = {
@@ -106,32 +110,47 @@ def versions() -> dict[str, str]:
 
 
 def build_base(workload: Workload) -> Any:
-    """The Llama with weights drawn from the workload's seed: the same numbers in every environment."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """The model with weights drawn from the workload's seed: the same numbers in every environment (of a device).
+
+    It is built where it stays and in its own data type, so that the largest needs no second place.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     shape = workload.shape
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        shape.architecture,
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.key_heads or shape.heads,
         max_position_embeddings=shape.positions,
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.tied,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=PAD,
     )
-    model: Any = LlamaForCausalLM(config)
+    with torch.device(workload.device), _default_dtype(workload.dtype):
+        model: Any = AutoModelForCausalLM.from_config(config)
     assert model.config._attn_implementation == "sdpa", "contenders should attend by the same kernel"
     draw_weights(model, workload.seed)
     return model.eval()
 
 
+@contextlib.contextmanager
+def _default_dtype(name: str) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def draw_weights(module: Any, seed: int) -> None:
     """Normal with deviation 0.02; norms stay 1."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(module.named_parameters()):
             if parameter.ndim > 1:
@@ -213,7 +232,7 @@ class PeakMemory:
     """The most memory that the process held while the block ran, by a thread that looks every few ms."""
 
     def __enter__(self) -> PeakMemory:
-        _release_memory()
+        release_memory()
         self.peak = _resident_bytes()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -230,6 +249,21 @@ class PeakMemory:
         self._thread.join()
 
 
+class PeakDeviceMemory:
+    """The most that CUDA's allocator had given out while the block ran."""
+
+    peak = 0
+
+    def __enter__(self) -> PeakDeviceMemory:
+        release_memory()
+        torch.cuda.reset_peak_memory_stats()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        settle()
+        self.peak = torch.cuda.max_memory_allocated()
+
+
 def _resident_bytes() -> int:
     """Where the system doesn't tell the present size, the largest so far."""
     statm = Path("/proc/self/statm")
@@ -241,19 +275,29 @@ def _resident_bytes() -> int:
     return largest if sys.platform == "darwin" else largest * 1024
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
     """Gives freed memory back to the system, so that one step's garbage is not the next one's peak."""
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def settle() -> None:
+    """Waits for what a GPU still has to do: launching its work takes no time, and doing it does."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 @contextlib.contextmanager
 def timed(phases: dict[str, float], name: str) -> Iterator[None]:
+    settle()
     start = time.perf_counter()
     try:
         yield
     finally:
+        settle()
         phases[name] = phases.get(name, 0.0) + time.perf_counter() - start

@@ -17,7 +17,12 @@ PAD = 0  # the only special token; prompts never hold it
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama with random weights."""
+    """A Llama, or another `architecture` of transformers with Llama's layers, with random weights.
+
+    Attributes:
+        key_heads: of keys and values, where they are fewer than those of queries.
+        tied: the head is the embedding.
+    """
 
     hidden: int = 512
     layers: int = 8
@@ -25,6 +30,9 @@ class Shape:
     intermediate: int = 1376
     vocabulary: int = 32_000
     positions: int = 2048
+    key_heads: int | None = None
+    architecture: str = "llama"
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Workload:
     Attributes:
         prompts: token ids, one row per sample.
         labels: for `eval`, the legal answers as token ids, the same for every prompt.
+        device, dtype: where the model is and what its weights are, as torch calls them.
     """
 
     name: str
@@ -61,6 +70,8 @@ class Workload:
     epochs: int = 4
     threads: int = 2
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def optimizer_steps(self) -> int:

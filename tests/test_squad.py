@@ -18,8 +18,7 @@ from nlu_ppo.config import RewardConfig
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.evaluation import SPARE_TOKENS, longest_answer, majority_score
 from nlu_ppo.identity import run_key
-from nlu_ppo.methods import Part, Setting
-from nlu_ppo.methods.setting import TrainingStream
+from nlu_ppo.methods.setting import Part, Setting, TrainingStream
 from nlu_ppo.methods.sft import tokenized
 from nlu_ppo.prompting import CLOSE, Prompter
 from nlu_ppo.rewards import get_reward

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from benchmarks.worker import Outcome, Step, draw_weights, serve
@@ -55,9 +55,10 @@ class SharedCritic(nn.Module):
 
 def own_critic(workload: Workload, policy: Any) -> Any:
     config = type(policy.config)(**{**policy.config.to_dict(), "num_labels": 1})
-    critic: Any = LlamaForSequenceClassification(config)
+    with torch.device(workload.device):
+        critic: Any = AutoModelForSequenceClassification.from_config(config)
     draw_weights(critic, workload.seed)
-    return critic
+    return critic.to(getattr(torch, workload.dtype))
 
 
 def make_step(workload: Workload, model: Any, tokenizer: Any) -> Step:
@@ -82,7 +83,7 @@ def make_step(workload: Workload, model: Any, tokenizer: Any) -> Step:
         num_sample_generations=0,
         gradient_checkpointing=False,
         bf16=False,
-        use_cpu=True,
+        use_cpu=workload.device == "cpu",
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,

@@ -11,6 +11,7 @@ from typing import Any
 from nlu_ppo.choices import CONF, STUDIES, Choice, default_choices, read_groups
 from nlu_ppo.config import (
     METHOD_SCHEMAS,
+    MISSING,
     Config,
     MethodConfig,
     RecordConfig,
@@ -29,7 +30,6 @@ DOCS = CONF.parent / "docs"
 PAGE = DOCS / "configuration.md"
 TASKS_PAGE = DOCS / "tasks.md"
 MODELS_PAGE = DOCS / "models.md"
-MISSING = "???"
 
 FAMILIES = {TrainingConfig: "train", RewardedConfig: "learn from a reward"}  # methods with keys in common
 INTRODUCTION = """\

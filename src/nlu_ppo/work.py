@@ -20,7 +20,8 @@ from nlu_ppo.further import load_further
 from nlu_ppo.inference import perplexity
 from nlu_ppo.inference.vllm_decoder import VllmDecoder
 from nlu_ppo.inference.ways import sharing
-from nlu_ppo.methods import METHODS, Part, Setting
+from nlu_ppo.methods.registry import METHODS
+from nlu_ppo.methods.setting import Part, Setting
 from nlu_ppo.models.classifier import load_classifier
 from nlu_ppo.models.loading import choose_device, load_policy, peak_memory_bytes, save_adapter
 from nlu_ppo.models.room import advised

@@ -1,19 +1,1 @@
 """The ways to get a model to do a task: each takes a Setting and returns the Setting to evaluate."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from nlu_ppo.methods import few_shot, group, ppo, sft, zero_shot
-from nlu_ppo.methods.setting import Part, Setting
-
-METHODS: dict[str, Callable[[Setting], Setting]] = {
-    "zero_shot": zero_shot.fit,
-    "few_shot": few_shot.fit,
-    "sft": sft.fit,
-    "ppo": ppo.fit,
-    "grpo": group.fit,
-    "rloo": group.fit,
-}
-
-__all__ = ["METHODS", "Part", "Setting"]

@@ -6,12 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nlu_ppo.choices import CONF
-from nlu_ppo.composition import check_task
 from nlu_ppo.config import RecordConfig, TaskConfig, check_ranges
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.record_checks import DEFAULT_METRICS, answer_words, eval_splits, splits_of, template_slots
@@ -27,6 +24,12 @@ def read_task_file(path: Path) -> TaskConfig:
     Raises:
         ConfigError: not readable, or not a legal task; names the file.
     """
+    # here, so that whoever uses records only (the engine, a machine with nothing but torch) needs no OmegaConf
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from nlu_ppo.composition import check_task
+
     try:
         tree: Any = OmegaConf.load(path)
         others = [item for item in tree.pop("defaults", []) if item not in _INHERITED]
