@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.gpu_check.record import CUT, DONE, FAILED, SKIPPED, PartRecord, Report, Row
 from benchmarks.worker import release_memory, settle
+from nlu_ppo.models.room import NoRoomError
 
 GRACE = 20.0  # seconds by which a part may overrun before it is ended from outside
 LEAST = 5.0  # seconds that must be left for a part to begin
@@ -176,7 +177,7 @@ def try_row(name: str, model: str, clock: Clock, add: Add, measure: Callable[[],
         return None
     try:
         row = measure()
-    except torch.cuda.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NoRoomError):  # at all, or with one row at a time
         row = Row(name, model, note="skipped: out of memory")
         release_memory()
     add(row)

@@ -223,14 +223,24 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others: what it puts into a cache they find there; together."""
+    """The main process runs the block before the others: what it puts into a cache they find there; together.
+
+    Raises:
+        MainProcessError: in the others, `elsewhere`, where the block fails in the main process.
+    """
     if not is_main():
-        barrier()
+        if not gather(True)[0]:
+            failure = MainProcessError("the main process has failed")
+            failure.elsewhere = True
+            raise failure
+        yield
+        return
     try:
         yield
-    finally:
-        if is_main():
-            barrier()
+    except BaseException:
+        gather(False)
+        raise
+    gather(True)
 
 
 def part() -> None:
