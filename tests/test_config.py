@@ -36,8 +36,9 @@ def mistake(*overrides: str) -> str:
 def test_every_choice_composes(choice):
     config = config_of(choice, *NEEDED.get(choice, []))
     group, _, name = choice.partition("=")
+    named = {"model=local": "folder", "model=openai_compatible": "m"}  # said on the command line
     if group in ("task", "model", "lora"):
-        assert getattr(config, group).name == ("folder" if choice == "model=local" else name)
+        assert getattr(config, group).name == named.get(choice, name)
     if group == "method":  # `ppo_text` and the like are variants of a method, under its name
         assert name in (config.method.name, f"{config.method.name}_{name.rpartition('_')[2]}")
         assert type(config.method) is METHOD_SCHEMAS[config.method.name]
