@@ -33,6 +33,9 @@ test: $(STAMP) ## the tests: about 13 minutes on 2 cores
 	@echo "The tests: about 13 minutes on 2 cores."
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-all: $(STAMP) ## and those that compile, start a Slurm or a server, or fill the memory: some minutes more
+	@$(BIN)/python -m pytest -m "" $(ARGS)
+
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -36,7 +36,7 @@ def one_layer() -> Any:
     return policy
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_compiled_layers_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a tree, and for padded rows of other lengths; behind a cache they run as they are."""
     monkeypatch.setattr(reading, "WORTH", 1.0)

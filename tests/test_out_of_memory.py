@@ -322,6 +322,7 @@ def limited(folder: Path, room: int, *overrides: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_run_whose_memory_really_ends(tmp_path: Path) -> None:
     """128 rows of the tiny model take about 1.2 GiB in SFT; with room for 700 MiB their allocation fails, and half of
     them go through. The result is that of a run with all the room it wants."""

@@ -126,7 +126,7 @@ def has_trained(study: Path) -> bool:
     return any("ppo/kl" in file.read_text() for file in study.glob("ppo/*/metrics.jsonl"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     """By the launcher, and soon; the folder is free for the next attempt."""
     arguments = (*SMALL, "method=ppo", "method.max_steps=500", f"outputs={tmp_path}", "study=s")

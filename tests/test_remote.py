@@ -351,7 +351,7 @@ def test_a_killed_run_asks_nothing_twice_and_the_key_is_nowhere(outputs: Path):
     assert (outputs / "mlflow.db").read_bytes().count(b"zero_shot") > 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_real_server_gives_the_answers_that_the_same_model_gives_here(tmp_path: Path):
     """`transformers serve` of the shipped model, with a chat template that adds nothing to the plain prompt."""
     folder = tmp_path / "served"

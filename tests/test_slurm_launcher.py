@@ -178,7 +178,7 @@ def test_the_time_that_slurm_tells_in_seconds() -> None:
     assert _seconds("INVALID") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_run_in_two_processes_goes_back_into_the_queue_and_on(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
