@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from nlu_ppo.config import PPOConfig
 from nlu_ppo.errors import ModelError
-from nlu_ppo.inference.decoder import draw, generate, score_answers
+from nlu_ppo.inference.decoder import draw, generate, random_numbers, score_answers
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.models.room import NoRoomError, Room, advised, fitting, in_batches, is_out_of_memory
 from nlu_ppo.ppo.rollout import Rollouts, _score, collect
@@ -169,7 +169,8 @@ def test_decoding_in_smaller_batches_keeps_what_is_done() -> None:
     answers = [[tokens(2, 50), tokens(3, 51)] for _ in PROMPTS]
     completions = generate(policy, PROMPTS, 6, batch_size=12)
     scores = score_answers(policy, PROMPTS, answers, batch_size=24)
-    drawn = draw(policy, PROMPTS, 6, temperature=1.0, generator=torch.Generator().manual_seed(1))
+    numbers = random_numbers(policy, len(PROMPTS), 6, torch.Generator().manual_seed(1))
+    drawn = draw(policy, PROMPTS, 6, temperature=1.0, numbers=numbers)
     steps = 0
 
     def fits(ids: torch.Tensor) -> bool:
@@ -182,10 +183,10 @@ def test_decoding_in_smaller_batches_keeps_what_is_done() -> None:
         assert generate(policy, PROMPTS, 6, batch_size=None) == completions
         assert policy.room.found["decoding"] == 3  # 12 prompts are too long, 6 fail at their fourth token
         found = score_answers(policy, PROMPTS, answers, batch_size=24)
-        again = draw(policy, PROMPTS, 6, temperature=1.0, generator=torch.Generator().manual_seed(1))
+        again = draw(policy, PROMPTS, 6, temperature=1.0, numbers=numbers)
     for row, expected in zip(found, scores, strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
-    assert [d.row for d in again] == [d.row for d in drawn]
+    assert [(d.row, d.ids) for d in again] == [(d.row, d.ids) for d in drawn]  # whatever batch a row is in
     assert policy.room.found["drawing"] < 12
     assert policy.room.found["scoring answers"] < 12
 
@@ -274,7 +275,12 @@ def test_a_run_ends_as_with_the_smaller_size_from_the_beginning(
         found = result_of(tmp_path / "found", *method, "method.micro_batch_size=null")
     assert max(rows for rows, width in shapes if width > 1) > 1
     expected = result_of(tmp_path / "small", *method, "method.micro_batch_size=2")
-    assert found[1:] == expected[1:]
+    assert found[2] == expected[2]
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        # a reward model's held-out pairs are read in smaller batches, too, which rounds otherwise
+        scored = {name for name in ours if name.startswith("select/")}
+        assert {n: ours[n] for n in ours.keys() - scored} == {n: theirs[n] for n in theirs.keys() - scored}
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
     for name in expected[0]:
         assert torch.equal(found[0][name], expected[0][name]), name
 
