@@ -26,8 +26,7 @@ from nlu_ppo.config import Config, LoraConfig, ModelConfig
 from nlu_ppo.errors import ModelError
 from nlu_ppo.evaluation import evaluate
 from nlu_ppo.inference.reading import reads_trees
-from nlu_ppo.methods.setting import Part, Setting
-from nlu_ppo.methods.setting import TrainingStream
+from nlu_ppo.methods.setting import Part, Setting, TrainingStream
 from nlu_ppo.methods.sft import tokenized
 from nlu_ppo.models.loading import load_policy, load_trained
 from nlu_ppo.models.page import FAMILIES, OWN, family_of, page

@@ -29,15 +29,17 @@ def reading(model: ModelConfig) -> Iterator[None]:
     where = f"model.path={model.path}"
     try:
         yield
-    except ImportError as error:  # of the attention's package, or of one that remote code asks for
-        what = f"model.attention={model.attention}" if model.attention else where
-        hint = " (model.attention=null takes what transformers comes with)" if model.attention else ""
-        raise ModelError(f"{what}: {error}{hint}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: {_advice(model, error) or error}") from error
     except Exception as error:
         if not model.trust_remote_code:
-            raise
+            if not isinstance(error, ImportError):
+                raise
+            what = (
+                f"model.attention={model.attention}" if model.attention else where
+            )  # whose package is missing
+            hint = " (model.attention=null takes what transformers comes with)" if model.attention else ""
+            raise ModelError(f"{what}: {error}{hint}") from error
         raise ModelError(
             f"{where}: the code that comes with the model (model.trust_remote_code=true) fails with "
             f"transformers {transformers.__version__}: {type(error).__name__}: {error}. Such code is often "
