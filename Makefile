@@ -29,8 +29,8 @@ demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: abou
 	@$(BIN)/python -m nlu_ppo.tables demo
 	@echo "Compare these runs in MLflow:  make ui   (then open http://127.0.0.1:5000)"
 
-test: $(STAMP) ## the tests: about 13 minutes on 2 cores
-	@echo "The tests: about 13 minutes on 2 cores."
+test: $(STAMP) ## the tests: meant to take under 20 minutes on 2 cores
+	@echo "The tests: under 20 minutes on 2 cores, unless they are busy."
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-all: $(STAMP) ## and those that compile, start a Slurm or a server, or fill the memory: some minutes more
