@@ -62,6 +62,8 @@ def check_run(config: Config) -> None:
         check_encoder(config)
     if config.model.decoder == "vllm":
         check_vllm(config)
+    if config.model.shard and config.model.kind != "decoder":
+        raise ConfigError(f"model.shard=true is for policies, and model={config.model.name} is none")
     if config.eval.scoring == "as_published":
         for task in (*tasks_of(config.task), *(task for task, _ in further_tasks(config))):
             check_published(task)
@@ -88,6 +90,8 @@ def check_processes(config: Config) -> None:
         raise ConfigError("model.decoder=vllm works in one process: take model.decoder=own with several")
     if config.model.kind == "endpoint":
         raise ConfigError(f"model={config.model.name} is behind a server, which one process can ask as well")
+    if config.model.kind == "encoder":
+        raise ConfigError(f"model={config.model.name} is an encoder, which trains in one process")
     if isinstance(method, TrainingConfig):
         ranks.check_divisible("method.batch_size", method.batch_size)
     if isinstance(method, PPOConfig):

@@ -118,8 +118,8 @@ def check_divisible(key: str, rows: int) -> None:
 _meeting: Callable[[], None] | None = None  # what all do before they exchange anything
 
 
-def before_exchanges(meet: Callable[[], None]) -> None:
-    """Has `meet` called before each exchange; of several only the last counts."""
+def before_exchanges(meet: Callable[[], None] | None) -> None:
+    """Has `meet` called before each exchange, in place of what was; `None`: nothing."""
     global _meeting
     _meeting = meet
 

@@ -60,6 +60,7 @@ def load_policy(
     trains_base = lora is not None and not lora.enabled
     if model.shard and trains_base:
         raise ModelError("model.shard=true spreads frozen weights, and lora=none trains all: take an adapter")
+    ranks.before_exchanges(None)  # or the weights of a run before this one would stay
     tokenizer = _load_tokenizer(model, where)
     if torch_device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(torch_device)  # each run of a process reports its own peak
