@@ -10,7 +10,7 @@ OUTPUTS ?= outputs
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint table reproduce-table sweep ui sync tiny-model docs lock clean \
+.PHONY: help demo test test-all test-faults lint table reproduce-table sweep ui sync tiny-model docs lock clean \
 	bench bench-quick bench-peers gpu-check
 
 help: ## list the targets
@@ -35,6 +35,10 @@ test: $(STAMP) ## the tests: meant to take under 20 minutes on 2 cores
 
 test-all: $(STAMP) ## and those that compile, start a Slurm or a server, or fill the memory: some minutes more
 	@$(BIN)/python -m pytest -m "" $(ARGS)
+
+test-faults: $(STAMP) ## the tests of docs/reliability.md at full length, whose table they rewrite: meant to take two hours
+	@$(BIN)/python -m pytest -m promise --full --record benchmarks/results/faults.json $(ARGS); \
+		code=$$?; $(BIN)/python tests/promises.py; exit $$code
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -6,9 +6,19 @@ import signal
 
 # Workers share the cores (pytest -n): threads that wait for each other would cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import promises
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="tests of promises at their full length (an hour)")
+    parser.addoption(
+        "--record", type=Path, metavar="FILE", help="write promises and figures to this JSON file"
+    )
 
 
 def pytest_configure() -> None:
@@ -20,6 +30,50 @@ def pytest_configure() -> None:
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+# -- promises: what `make test-faults` shows, and docs/reliability.md lists ---------------------------------------
+
+seen: list[promises.Seen] = []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("promise"):
+        item.user_properties.append(("promise", promises.words(*mark.args)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    properties = dict(report.user_properties)
+    if "promise" in properties and (report.when == "call" or report.outcome != "passed"):
+        figures = properties.get("figures", {})
+        seen.append(
+            promises.Seen(*properties["promise"], report.nodeid, report.outcome, report.duration, figures)
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--record")
+    if file is not None and not hasattr(
+        session.config, "workerinput"
+    ):  # workers of xdist report to one process
+        promises.record(file, seen, full=session.config.getoption("--full"))
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """What a test of a promise has counted or measured, for docs/reliability.md."""
+    found: dict[str, Any] = {}
+    yield found
+    request.node.user_properties.append(("figures", found))
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether tests of promises run at their full length."""
+    return bool(pytestconfig.getoption("--full"))
+
+
+# -- data and models -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

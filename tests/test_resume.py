@@ -218,6 +218,9 @@ except Exception as error:
 """
 
 
+@pytest.mark.promise(
+    "two processes on one run folder", "the second refuses with one line; after a kill it is free"
+)
 def test_a_folder_is_held_by_one_process_and_free_again_after_a_kill(tmp_path: Path) -> None:
     def hold(seconds: float) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLD, str(tmp_path / "run"), str(seconds)]
