@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import runpy
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import save_random_bert
 from safetensors.torch import load_file
 
 import nlu_ppo.methods  # noqa: F401  what every attempt needs, loaded once
@@ -23,29 +28,46 @@ ROOT = Path(__file__).parents[1]
 # Hydra looks for plugins once, and forked processes know what this one has found; train.py has this folder by itself.
 sys.path.insert(0, str(ROOT))
 
-COMMON = (
-    "model=tiny", "tracking=none", "eval.bootstrap_samples=20", "task.selection=16", "task.limit.train=72",
-    "task.limit.eval=24", "method.epochs=9", "method.max_steps=12", "method.batch_size=16",
+COMMON = ("tracking=none", "eval.bootstrap_samples=20", "task.limit.train=72", "task.limit.eval=24")
+TRAINING = (
+    "task.selection=16", "method.epochs=9", "method.max_steps=12", "method.batch_size=16", "method.select_every=4",
 )  # fmt: skip
+SMALL_START = ("method.init=sft", "method.start.batch_size=16", "method.start.max_steps=12")
+SMALL_JUDGE = ("reward.label_model.batch_size=16", "reward.label_model.max_steps=12")
+# What is given twice counts as it was given last.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "ppo": ("method=ppo", "task=toy_sentiment", "lora=paper", "method.select_every=4", "method.kl_horizon=50"),
-    "sft": ("method=sft", "task=toy_sentiment", "lora=paper", "method.select_every=4"),
+    "ppo": (*TRAINING, "method=ppo", "task=toy_sentiment", "lora=paper", "method.kl_horizon=50"),
+    "sft": (*TRAINING, "method=sft", "task=toy_sentiment", "lora=paper"),
     "ppo, running scale, 2 rollouts": (
-        "method=ppo", "task=toy_nli", "method.reward_scaling=running", "method.rollouts=2", "method.select_every=3",
-        "method.optimizer=adamw", "method.keep=best", "method.kl_controller=adaptive", "method.kl_target=0.5",
+        *TRAINING, "method=ppo", "task=toy_nli", "method.reward_scaling=running", "method.rollouts=2",
+        "method.select_every=3", "method.optimizer=adamw", "method.keep=best", "method.kl_controller=adaptive",
+        "method.kl_target=0.5",
     ),
     "sft, two tasks": (
-        "method=sft", "task=toys", "task.mixing=temperature", "method.micro_batch_size=4", "method.select_every=5",
+        *TRAINING, "method=sft", "task=toys", "task.mixing=temperature", "method.micro_batch_size=4",
+        "method.select_every=5",
     ),
     "ppo, two tasks": (
-        "method=ppo", "task=toys", "task.mixing=equal", "method.reward_scaling=standardized", "method.top_k=40",
-        "method.target_kl=0.05", "method.select_every=0", "method.minibatch_size=8",
+        *TRAINING, "method=ppo", "task=toys", "task.mixing=equal", "method.reward_scaling=standardized",
+        "method.top_k=40", "method.target_kl=0.05", "method.select_every=0", "method.minibatch_size=8",
     ),
     "sft, all weights": (
-        "method=sft", "task=toy_nli", "lora=none", "method.keep=last", "method.select_every=0",
+        *TRAINING, "method=sft", "task=toy_nli", "lora=none", "method.keep=last", "method.select_every=0",
         "method.schedule=cosine", "method.warmup=0.2", "method.loss_on=all", "method.optimizer=adafactor",
     ),
-    "ppo, all weights": ("method=ppo", "task=toy_nli", "lora=none", "method.keep=last", "method.select_every=5"),
+    "ppo, all weights": (
+        *TRAINING, "method=ppo", "task=toy_nli", "lora=none", "method.keep=last", "method.select_every=5",
+    ),
+    "grpo": (*TRAINING, "method=grpo", "task=toy_nli", "method.rollouts=2", "method.batch_size=8"),
+    "rloo": (*TRAINING, "method=rloo", "task=toy_sentiment", "method.rollouts=2", "method.batch_size=8"),
+    "reward model": (*TRAINING, "method=reward_model", "task=toy_nli"),
+    "ppo, reward of a model": (
+        *TRAINING, "method=ppo", "task=toy_sentiment", "reward=label_sensitive", *SMALL_JUDGE,
+    ),
+    "ppo from sft": (*TRAINING, "method=ppo", "task=toy_nli", *SMALL_START),
+    "encoder": (*TRAINING, "method=sft", "task=toy_nli", "model=local", "model.kind=encoder", "model.path=ENCODER"),
+    "zero-shot": ("method=zero_shot", "task=toy_nli", "task.limit.eval=96"),
+    "few-shot": ("method=few_shot", "task=toy_sentiment", "task.selection=16", "task.limit.eval=96"),
 }  # fmt: skip
 NOT_COMPARED = {"seconds", "samples_per_second", "peak_memory_bytes", "versions", "commit"}
 TIMEOUT = 900.0  # seconds; a run takes three, but the machine may be busy
@@ -89,10 +111,39 @@ class Attempt:
         return self.code
 
 
+def arguments_of(variant: str, *more: str) -> list[str]:
+    """The words of a run of `variant`."""
+    words: dict[str, str] = {}
+    for word in ("model=tiny", *COMMON, *VARIANTS[variant], *more):
+        name, _, value = word.partition("=")
+        words[name] = value
+    if words.get("model.path") == "ENCODER":
+        words["model.path"] = str(encoder())
+    return [f"{name}={value}" for name, value in words.items()]
+
+
+def trains(variant: str) -> bool:
+    """Whether there is anything to write checkpoints of."""
+    return not variant.endswith("-shot")
+
+
+@functools.cache
+def encoder() -> Path:
+    """A random encoder; it goes when this process ends."""
+    folder = tempfile.mkdtemp(prefix="encoder-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return save_random_bert(Path(folder))
+
+
+def outputs_of(folder: Path) -> Path:
+    """Where a run has its caches, and the runs that it starts from or asks: a place of its own, to be killed in."""
+    return folder.with_name(folder.name + ".outputs")
+
+
 def start(folder: Path, *arguments: str, log: Path | None = None, run_dir: bool = True) -> Attempt:
     """`train.py` with these arguments, in a process of its own."""
     log = log or folder.with_name(folder.name + ".log")
-    places = [f"hydra.run.dir={folder}", f"outputs={folder.parent}"] if run_dir else []
+    places = [f"hydra.run.dir={folder}", f"outputs={outputs_of(folder)}"] if run_dir else []
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -142,6 +193,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Those of the run, and of the runs that it starts from or asks."""
+    homes = [path.parent for path in outputs_of(folder).glob("**/checkpoints")]
+    return [found for home in (folder, *homes) for found in checkpoints(home)]
+
+
 def newest_good(folder: Path) -> int:
     """The step that the next attempt has to go on from; 0: from the beginning."""
     return max((step_of(p) for p in checkpoints(folder) if damage(p) is None), default=0)
@@ -172,7 +229,7 @@ def differences(whole: Path, folder: Path) -> list[str]:
     weights = ["adapter_model.safetensors", "model.safetensors"]
     a, b = ({k: v for w in weights if (p := r / "adapter" / w).exists() for k, v in load_file(p).items()}
             for r in (whole, folder))  # fmt: skip
-    if not a or a.keys() != b.keys():
+    if a.keys() != b.keys() or (not a and metrics(whole)):
         wrong.append("the adapters have other tensors")
     elif odd := [name for name in a if not torch.equal(a[name], b[name])]:
         wrong.append(f"{len(odd)} of {len(a)} tensors of the adapter differ: {odd[0]}")
@@ -185,6 +242,8 @@ def differences(whole: Path, folder: Path) -> list[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / "metrics.jsonl").exists():  # nothing was trained
+        return []
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in NOT_COMPARED} for line in lines]
 
@@ -216,7 +275,8 @@ class Undisturbed:
         """The run's folder, and the seconds that it took."""
         if variant not in self._runs:
             folder = self._folder / f"whole-{len(self._runs)}"
-            run = start(folder, *COMMON, *VARIANTS[variant], "method.checkpoint_every=0")
+            never = ["method.checkpoint_every=0"] if trains(variant) else []
+            run = start(folder, *arguments_of(variant, *never))
             if run.wait() != 0:
                 sys.exit(f"{variant}: the undisturbed run failed; log: {run.log}")
             self._runs[variant] = folder, time.monotonic() - run.began

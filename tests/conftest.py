@@ -6,7 +6,6 @@ import signal
 
 # Workers share the cores (pytest -n): threads that wait for each other would cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +59,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """What a test of a promise has counted or measured, for docs/reliability.md."""
+def figures(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a test of a promise has counted or measured, for docs/reliability.md: the test fills it in."""
     found: dict[str, Any] = {}
-    yield found
     request.node.user_properties.append(("figures", found))
+    return found
 
 
 @pytest.fixture(scope="session")

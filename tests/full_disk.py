@@ -19,10 +19,13 @@ from attempts import (
     VARIANTS,
     Attempt,
     Undisturbed,
+    arguments_of,
     differences,
     last_step,
     newest_good,
+    outputs_of,
     start,
+    trains,
     writes_checkpoint,
     writes_results,
 )
@@ -72,7 +75,7 @@ def trial(name: str, whole: Path, disk: Path, number: int, moment: str, chance: 
     """What is wrong with a run whose disk is full from `moment` on."""
     folder, wrong = disk / f"trial-{number}", []
     every = chance.randint(1, 5)
-    arguments = (*COMMON, *VARIANTS[name], f"method.checkpoint_every={every}")
+    arguments = arguments_of(name, f"method.checkpoint_every={every}")
     if moment == "start":
         fill(disk, chance.choice((0, 20_000, 200_000, 700_000)))
     attempt = start(folder, *arguments, log=disk.parent / f"disk-{number}.log")
@@ -94,7 +97,7 @@ def trial(name: str, whole: Path, disk: Path, number: int, moment: str, chance: 
         wrong.append(f"with room again it ended with {last.code}")
     else:
         wrong += differences(whole, folder)
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    subprocess.run(["rm", "-rf", str(folder), str(outputs_of(folder))], check=True)
     ended = said[0].removeprefix("error: ")[:110] if said else f"code {code}"
     print(f"{'WRONG' if wrong else 'same '}  {name}, full at {moment}, step {at}: {ended}", flush=True)
     for line in wrong:
@@ -108,7 +111,8 @@ def sweep(folder: Path) -> list[str]:
         f"outputs={folder}",
         "study=s",
         "method=zero_shot",
-        *COMMON[:6],
+        "model=tiny",
+        *COMMON,
         "hydra.sweep.dir=${outputs}/${study}",
     ]
     place = {}
@@ -134,7 +138,7 @@ def sweep(folder: Path) -> list[str]:
 def trials(folder: Path, count: int, undisturbed: Undisturbed, chance: random.Random) -> int:
     """How many of them went wrong."""
     disk, failed = mount(folder / "disk", "32m"), 0
-    names = list(VARIANTS) if count > len(MOMENTS) else ["ppo", "sft"]
+    names = [name for name in VARIANTS if trains(name)] if count > len(MOMENTS) else ["ppo", "sft"]
     for number in range(count):
         name, moment = names[number % len(names)], MOMENTS[number % len(MOMENTS)]
         failed += bool(trial(name, undisturbed(name)[0], disk, number, moment, chance))

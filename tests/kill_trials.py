@@ -1,21 +1,24 @@
 """Kills runs at random moments, lets them go on, and compares them with runs that nothing has disturbed.
 
-    python tests/kill_trials.py FOLDER --trials 20 [--seed 0]
+    python tests/kill_trials.py FOLDER --trials 20 [--seed 0] [--first 0]
     unshare --map-root-user --mount python tests/kill_trials.py FOLDER --trials 0 --full-disks 20
 
-Each trial is a run of train.py on a toy task that is killed once to three times (kill -9, or now and then SIGTERM,
-Ctrl-C or SIGUSR1): after a random step, at a random time, or while it writes a checkpoint, its adapter or its last
-files. With `--full-disks` runs find their disk full at such moments (full_disk.py). Exits with 1 if any file differs
-from that of the undisturbed run.
+Each trial is a run of train.py on a toy task, of any method, that is killed once to three times (kill -9, or now and
+then SIGTERM, Ctrl-C or SIGUSR1): after a random step, at a random time, or while it writes a checkpoint, its adapter
+or its last files. Now and then a file of its newest checkpoint is damaged before it goes on. With `--full-disks` runs
+find their disk full at such moments (full_disk.py). Exits with 1 if any file differs from that of the undisturbed run.
+The last line is what was counted, as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -24,19 +27,26 @@ from pathlib import Path
 
 import full_disk
 from attempts import (
-    COMMON,
     VARIANTS,
     Attempt,
     Undisturbed,
+    all_checkpoints,
+    arguments_of,
     differences,
     last_step,
     newest_good,
+    outputs_of,
     start,
+    step_of,
+    trains,
     writes_checkpoint,
     writes_results,
 )
 
+from nlu_ppo.storage import damage
+
 KINDS = ("step", "checkpoint", "time", "results", "asked")
+KINDS_WITHOUT_STEPS = ("time", "results", "asked")
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -56,25 +66,32 @@ def moment(kind: str, attempt: Attempt, chance: random.Random, seconds: float) -
 
 
 def trial(
-    name: str, whole: Path, folder: Path, chance: random.Random, kinds: list[str], seconds: float
+    name: str,
+    whole: Path,
+    folder: Path,
+    chance: random.Random,
+    kinds: list[str],
+    seconds: float,
+    counts: collections.Counter[str],
 ) -> list[str]:
     """One run, killed at `kinds` of moments; returns what is wrong with it."""
     every = chance.randint(1, 5)
-    arguments = (*COMMON, *VARIANTS[name], f"method.checkpoint_every={every}")
-    wrong, story, expected = [], [], []
+    arguments = arguments_of(name, *([f"method.checkpoint_every={every}"] if trains(name) else []))
+    wrong, story, expected = [], [], set()
     log = folder.with_name(folder.name + ".log")
     for kind in kinds:
         number = signal.SIGKILL if kind != "asked" else chance.choice(ASKING)
         before = len(log.read_text()) if log.exists() else 0
         begun = begun_at(folder)
         attempt = start(folder, *arguments)
-        when = moment(kind if kind != "asked" else chance.choice(("step", "time")), attempt, chance, seconds)
+        at_a_step = trains(name) and chance.random() < 0.5
+        when = moment(kind if kind != "asked" else "step" if at_a_step else "time", attempt, chance, seconds)
         alive = attempt.wait_until(when)
         if alive:
             time.sleep(chance.choice((0.0, 0.0, chance.uniform(0, 0.01), chance.uniform(0, 0.2))))
             os.kill(attempt.pid, number)
         code, at, good = attempt.wait(), last_step(folder), newest_good(folder)
-        expected.append(good)
+        counts["kill -9" if code == -signal.SIGKILL else "other signals" if code > 2 else "too late"] += 1
         story.append(f"{kind} {number.name if alive else '-'} at {at} (code {code}), goes on from {good}")
         if alive and number != signal.SIGKILL and code not in (0, 128 + number):
             wrong.append(f"exit code {code} after {number.name}")
@@ -85,20 +102,51 @@ def trial(
             wrong.append(f"{number.name} after step {at} left a checkpoint of step {good}")
         if code == 128 + number and begun_at(folder) != begun and not said_interrupted(folder):
             wrong.append("result.json does not say that the run was interrupted")
+        if chance.random() < 0.3 and (hurt := hurt_a_checkpoint(folder, chance)):
+            counts["checkpoints damaged"] += 1
+            story.append(hurt)
+        expected |= {step_of(p) for p in all_checkpoints(folder) if damage(p) is None}
     last = start(folder, *arguments)
     if last.wait() != 0:
         wrong.append(f"the last attempt ended with {last.code}")
     else:
         wrong += differences(whole, folder)
-    steps = [int(found) for found in re.findall(r"going on from step (\d+)", last.log.read_text())]
-    if not set(steps) <= set(expected):
+    steps = {int(found) for found in re.findall(r"going on from step (\d+)", last.log.read_text())}
+    if not steps <= expected:
         wrong.append(f"attempts went on from steps {steps}, with checkpoints of {expected}")
     print(
         f"{'WRONG' if wrong else 'same '}  {name}, a checkpoint every {every}: {'; '.join(story)}", flush=True
     )
     for line in wrong:
         print(f"       {line}; log: {last.log}", flush=True)
+    if not wrong:
+        shutil.rmtree(folder)
+        shutil.rmtree(outputs_of(folder), ignore_errors=True)
     return wrong
+
+
+def hurt_a_checkpoint(folder: Path, chance: random.Random) -> str | None:
+    """Damages a file of a newest checkpoint that is whole; says what was done, or `None` if there is none.
+
+    That the damage is found is checked here: it is known to be there.
+    """
+    homes: dict[Path, list[Path]] = {}
+    for found in all_checkpoints(folder):
+        if damage(found) is None:
+            homes.setdefault(found.parent, []).append(found)
+    if not homes:
+        return None
+    checkpoint = max(homes[chance.choice(sorted(homes))], key=step_of)
+    file = chance.choice(sorted(p for p in checkpoint.iterdir() if p.stat().st_size))
+    how, raw = chance.choice(("flipped", "cut", "emptied", "removed")), bytearray(file.read_bytes())
+    place = chance.randrange(len(raw))
+    if how == "removed":
+        file.unlink()
+    else:
+        raw[place] ^= 1 << chance.randrange(8)
+        file.write_bytes({"flipped": raw, "cut": raw[:place], "emptied": b""}[how])
+    assert damage(checkpoint) is not None, f"{file}, {how} at {place}, passes as whole"
+    return f"{file.parent.name}/{file.name} {how}"
 
 
 def begun_at(folder: Path) -> int:
@@ -115,16 +163,10 @@ def said_interrupted(folder: Path) -> bool:
 
 def sweep(folder: Path) -> list[str]:
     """Two cells; kill -9 in the middle of the second. Returns what is wrong with the sweep that goes on."""
-    words = (
-        "-m",
-        "seed=0,1",
-        "study=s",
-        f"outputs={folder}",
-        *(word for word in COMMON if not word.startswith("method.max_steps=")),
-        "method.max_steps=40",  # long enough to be killed before the end, however busy the machine is
-        *VARIANTS["sft"],
-        "method.checkpoint_every=3",
-    )
+    settings = arguments_of(
+        "sft", "method.checkpoint_every=3", "method.max_steps=40"
+    )  # long enough to be killed
+    words = ("-m", "seed=0,1", "study=s", f"outputs={folder}", *settings)
     folder.mkdir(parents=True)
 
     def run(seed: int) -> Path:
@@ -154,8 +196,10 @@ def plan(trials: int, chance: random.Random) -> list[tuple[str, list[str]]]:
     plans = [("ppo", ["checkpoint", "asked"]), ("sft", ["step", "checkpoint"]), ("sft", ["asked", "results"])]
     names = list(VARIANTS)
     for number in range(len(plans), trials):
-        first = KINDS[number % len(KINDS)]
-        plans.append((names[number % len(names)], [first, *chance.choices(KINDS, k=chance.randint(0, 2))]))
+        name = names[number % len(names)]
+        kinds = KINDS if trains(name) else KINDS_WITHOUT_STEPS
+        first = kinds[number // len(names) % len(kinds)]
+        plans.append((name, [first, *chance.choices(kinds, k=chance.randint(0, 2))]))
     return plans[:trials]
 
 
@@ -165,6 +209,7 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="leave out so many, for another process")
     parser.add_argument(
         "--full-disks", type=int, default=0, help="trials with full disks; they mount a tmpfs"
     )
@@ -176,17 +221,22 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     chance, folder = random.Random(seed), given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        parser.error(f"{folder} is not empty: runs of another version would pass for the undisturbed ones")
     undisturbed = Undisturbed(folder)
-    failed = 0
-    for number, (name, kinds) in enumerate(plan(given.trials, chance)):
+    failed, counts, chosen = 0, collections.Counter(), plan(given.first + given.trials, chance)[given.first :]
+    for number, (name, kinds) in enumerate(chosen):
         whole, seconds = undisturbed(name)
-        failed += bool(trial(name, whole, folder / f"trial-{number}", chance, kinds, seconds))
+        failed += bool(trial(name, whole, folder / f"trial-{number}", chance, kinds, seconds, counts))
     same = given.trials - failed
     print(f"{same} of {given.trials} trials end bitwise like runs that were not killed", flush=True)
     if given.trials:
         failed += bool(sweep(folder / "killed-sweep"))
     if given.full_disks:
-        failed += full_disk.trials(folder, given.full_disks, undisturbed, chance)
+        wrong = full_disk.trials(folder, given.full_disks, undisturbed, chance)
+        counts["full disks"], failed = given.full_disks + 1, failed + wrong
+    told = {"trials": given.trials, "bitwise equal": same, "kinds of runs": len({name for name, _ in chosen})}
+    print(json.dumps({**told, **counts}), flush=True)
     return 1 if failed else 0
 
 

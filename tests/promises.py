@@ -68,7 +68,8 @@ def commit() -> str:
 
 
 def table(known: dict[str, dict[str, Any]]) -> str:
-    """One row a promise, faults in the order of their names. Tests of one promise share its row."""
+    """One row a promise, faults in the order of their names. Tests of one promise share its row, and whole numbers
+    that they have counted are added up."""
     rows: dict[tuple[str, str], list[str]] = {}
     for test in sorted(known):
         rows.setdefault((known[test]["fault"], known[test]["promise"]), []).append(test)
@@ -84,8 +85,12 @@ def _last_run(found: list[dict[str, Any]]) -> str:
     passed = sum(one["outcome"] == "passed" for one in found)
     whole = "" if all(one["full"] for one in found) else ", short"
     said = [f"{passed} of {len(found)} passed" if passed < len(found) or len(found) > 1 else "passed"]
+    figures: dict[str, Any] = {}
     for one in found:
-        said += [f"{name}: {value}" for name, value in one["figures"].items()]
+        for name, value in one["figures"].items():
+            counted = isinstance(value, int) and isinstance(figures.get(name, 0), int)
+            figures[name] = figures.get(name, 0) + value if counted else value
+    said += [f"{name}: {value}" for name, value in figures.items()]
     last = max(found, key=lambda one: one["day"])
     return f"{'; '.join(dict.fromkeys(said))} ({last['commit']}, {last['day']}{whole})"
 

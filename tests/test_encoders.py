@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from composing import config_of, run_of
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
+from models import save_random_bert
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.identity import run_key
@@ -26,28 +26,7 @@ SMALL = ("task.limit.train=200", "task.limit.eval=40", "task.selection=8", "eval
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of random weights, and a tokenizer of letters that writes [CLS] a [SEP] b [SEP]."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(i) for i in range(33, 127)]
-    words = [*special, *letters, *(f"##{letter}" for letter in letters)]
-    inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = decoders.WordPiece()
-    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=128,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-        max_position_embeddings=128,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("bert")
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_random_bert(tmp_path_factory.mktemp("bert"))
 
 
 def lines(path: Path) -> list[dict[str, object]]:

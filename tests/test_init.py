@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +57,33 @@ def test_a_run_that_learns_nothing_ends_as_its_sft_run(tmp_path: Path, model_dir
     assert (found / "result.json").stat().st_mtime_ns == written
     after = load_file(rloo.folder / "adapter" / name)
     assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def removed(weights: Path) -> None:
+    shutil.rmtree(weights.parent)  # to save room
+
+
+def flipped(weights: Path) -> None:
+    raw = bytearray(weights.read_bytes())
+    raw[-50] ^= 1  # safetensors would load it without a word
+    weights.write_bytes(raw)
+
+
+@pytest.mark.promise(
+    "weights that a run starts from, damaged or removed",
+    "they are not used: those of another study are taken, or the run that they came from is trained again",
+)
+@pytest.mark.parametrize("hurt", [removed, flipped])
+def test_a_start_without_its_weights_is_trained_again(tmp_path: Path, model_dir: Path, hurt: Any) -> None:
+    chosen = (*SMALL, f"model.path={model_dir}", "method.init=sft", "method.max_steps=1")
+    execute(run_of(tmp_path / "ppo", "method=ppo", *chosen))
+    (found,) = sft_folders(tmp_path)
+    weights = found / "adapter" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    hurt(weights)
+    execute(run_of(tmp_path / "rloo", "method=rloo", *chosen))
+    assert sft_folders(tmp_path) == [found]
+    assert weights.read_bytes() == before
 
 
 def test_the_reference_stays_the_sft_policy(tmp_path: Path, model_dir: Path) -> None:

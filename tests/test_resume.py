@@ -24,24 +24,37 @@ from nlu_ppo.run import Recorder
 from nlu_ppo.storage import SEAL
 from nlu_ppo.tracking.mirror import sync
 
-TRIALS = int(os.environ.get("NLU_PPO_KILL_TRIALS", "3"))  # more of them, for a quiet hour
-FULL_DISKS = (TRIALS + 1) // 4
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """At full length, several tests share the trials, so that all cores are used."""
+    if "trials" in metafunc.fixturenames:
+        parts, trials, full_disks = (8, 25, 5) if metafunc.config.getoption("--full") else (1, 3, 1)
+        chosen = [(part * trials, trials, full_disks) for part in range(parts)]
+        metafunc.parametrize("trials", chosen, ids=[f"from {first}" for first, *_ in chosen])
 
 
 @pytest.mark.slow
-def test_killed_runs_end_like_undisturbed_ones(tmp_path: Path) -> None:
-    """kill -9, SIGTERM, Ctrl-C and a full disk at random moments; NLU_PPO_KILL_TRIALS=20 for more of them."""
-    script = [sys.executable, str(ROOT / "tests" / "kill_trials.py"), str(tmp_path), "--trials", str(TRIALS)]
+@pytest.mark.promise(
+    "kill -9, SIGTERM, Ctrl-C and SIGUSR1 at random times; damaged checkpoints; a full disk",
+    "the same command ends bitwise like a run that nothing disturbed: weights, predictions, metrics, result",
+)
+def test_killed_runs_end_like_undisturbed_ones(
+    tmp_path: Path, trials: tuple[int, int, int], figures: dict[str, Any]
+) -> None:
+    first, count, full_disks = trials
+    script = [sys.executable, str(ROOT / "tests" / "kill_trials.py"), str(tmp_path), "--trials", str(count)]
+    script += ["--first", str(first)]
     mounts = can_mount()
     if mounts:
-        script = ["unshare", "--map-root-user", "--mount", *script, "--full-disks", str(FULL_DISKS)]
-    told = subprocess.run(script, capture_output=True, text=True, check=False, timeout=900 + 60 * TRIALS)
+        script = ["unshare", "--map-root-user", "--mount", *script, "--full-disks", str(full_disks)]
+    told = subprocess.run(script, capture_output=True, text=True, check=False, timeout=900 + 120 * count)
     print(told.stdout, told.stderr)  # pytest shows it if the next line fails
     assert told.returncode == 0
-    assert f"{TRIALS} of {TRIALS} trials end bitwise" in told.stdout
+    assert f"{count} of {count} trials end bitwise" in told.stdout
+    figures |= json.loads(told.stdout.splitlines()[-1])
     if not mounts:
         pytest.skip("killed runs are well; no full disk was tried, since a tmpfs can't be mounted here")
-    assert f"{FULL_DISKS + 1} of {FULL_DISKS + 1} trials with full disks" in told.stdout
+    assert f"{full_disks + 1} of {full_disks + 1} trials with full disks" in told.stdout
 
 
 def can_mount() -> bool:

@@ -25,7 +25,7 @@ from nlu_ppo.errors import DiskError, FolderBusyError, RunFolderError
 from nlu_ppo.identity import identity, reward_model_config, run_key, start_config, subfolder, task_label
 from nlu_ppo.rationales.writing import provide
 from nlu_ppo.rewards import needed_models
-from nlu_ppo.storage import writing
+from nlu_ppo.storage import SEAL, damage, writing
 from nlu_ppo.tasks.rationales import WRITTEN
 from nlu_ppo.tasks.splits import load_tasks
 from nlu_ppo.tracking.credentials import without_password
@@ -258,24 +258,32 @@ def _trained(config: Config) -> Path:
         found = ranks.on_main(_finished_weights, config)
         if found is not None:
             return found
+        if not waiting:
+            print(f"what this run starts from: {home}", flush=True)
+        run = build_run(config, home)
+        if ranks.on_main(finished_result, run) is not None:  # and its weights are gone
+            run = build_run(dataclasses.replace(config, overwrite=True), home)
         try:
-            if not waiting:
-                print(f"what this run starts from: {home}", flush=True)
-            execute(build_run(config, home))
+            execute(run)
         except FolderBusyError:
             waiting = True
             time.sleep(POLL)
 
 
 def _finished_weights(config: Config) -> Path | None:
-    """The weights of a run if any study has it, finished."""
+    """The weights of a run if any study has it, finished, and its weights are as they were when they were saved."""
     outputs, key = Path(config.outputs), run_key(config)
     home = outputs / config.study / subfolder(config, key)
     for path in (home, *sorted(outputs.glob(f"*/{subfolder(config, key)}"))):
         found = RunFolder(path, key)
         result = found.read_json("result.json")
-        if (result.get("status"), result.get("key")) == ("finished", key) and found.adapter.is_dir():
+        if (result.get("status"), result.get("key")) != ("finished", key):
+            continue
+        of_old = found.adapter.is_dir() and not (found.adapter / SEAL).exists()  # before weights were sealed
+        wrong = None if of_old else damage(found.adapter)
+        if wrong is None:
             return found.adapter
+        log.warning("%s is not used: %s. Other weights of that run are looked for.", found.adapter, wrong)
     return None
 
 

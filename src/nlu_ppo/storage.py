@@ -93,6 +93,27 @@ def write_atomic(path: Path, text: str) -> None:
 # -- a folder ------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Around whatever writes the files of `folder`: gives another place for them, which is sealed and becomes `folder`
+    once all are there. Until then what `folder` held stays.
+
+    Raises:
+        DiskError: there is no room.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        with writing(folder):
+            partial.mkdir(parents=True)
+            yield partial
+            seal(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    replace_folder(partial, folder)
+
+
 def replace_folder(partial: Path, final: Path) -> None:
     """Puts a folder that is written to its end where an older one may be."""
     shutil.rmtree(final, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from nlu_ppo.models.policy import Policy
 from nlu_ppo.models.quantizing import keep_differentiable, quantization_of
 from nlu_ppo.models.sharding import Shards
 from nlu_ppo.models.sharing import BASE
-from nlu_ppo.storage import replace_folder, writing
+from nlu_ppo.storage import written_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -220,16 +219,9 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     Raises:
         DiskError: there is no room; an older folder of that name stays.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing(folder):
-            policy.model.save_pretrained(partial, safe_serialization=True)
-            policy.tokenizer.save_pretrained(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    replace_folder(partial, folder)
+    with written_whole(folder) as place:
+        policy.model.save_pretrained(place, safe_serialization=True)
+        policy.tokenizer.save_pretrained(place)
 
 
 def load_trained(model: ModelConfig, folder: Path, device: str = "auto") -> Policy:

@@ -19,6 +19,7 @@ from nlu_ppo.models.checkpointing import checkpoint_layers
 from nlu_ppo.models.room import Room, in_batches
 from nlu_ppo.preference.losses import last_scores
 from nlu_ppo.prompting import Prompter
+from nlu_ppo.storage import written_whole
 from nlu_ppo.tasks.record import Example
 
 Query = (
@@ -110,6 +111,11 @@ class RewardModel:
         checkpoint_layers(self.model)
 
     def save(self, folder: Path) -> None:
-        """Writes adapter and head (or, with full fine-tuning, the whole model) and the tokenizer."""
-        self.model.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
+        """Writes adapter and head (or, with full fine-tuning, the whole model) and the tokenizer.
+
+        Raises:
+            DiskError: there is no room; an older folder of that name stays.
+        """
+        with written_whole(folder) as place:
+            self.model.save_pretrained(place, safe_serialization=True)
+            self.tokenizer.save_pretrained(place)
