@@ -73,6 +73,10 @@ def contents(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.promise(
+    "a run of a sweep killed, or leaving in whatever way",
+    "the others are finished; it is named at the end, with its log; folder and MLflow say that it failed",
+)
 def test_a_run_that_dies_is_named_at_the_end_and_touches_no_other(tmp_path: Path) -> None:
     rewards = tmp_path / "rewards.py"
     rewards.write_text(REWARDS)
@@ -113,6 +117,10 @@ def test_a_run_that_dies_is_named_at_the_end_and_touches_no_other(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.promise(
+    "a sweep stopped by SIGTERM, or killed with -9",
+    "no run is left behind; the same command goes on where it stopped",
+)
 def test_a_sweep_that_is_stopped_or_killed_takes_its_runs_along_and_goes_on(tmp_path: Path) -> None:
     rewards, slow = tmp_path / "rewards.py", tmp_path / "rewards.py.slow"
     rewards.write_text(REWARDS)

@@ -307,6 +307,10 @@ def test_what_has_no_reply_ends_the_run_and_is_never_scored(tmp_path: Path, fail
         assert asked == Counter(golds(config).keys()) + Counter([odd])
 
 
+@pytest.mark.promise(
+    "a run that asks an API, killed with -9",
+    "what was answered is not asked and paid for again",
+)
 def test_a_killed_run_asks_nothing_twice_and_the_key_is_nowhere(outputs: Path):
     """With MLflow, and a server that echoes the key in an error. Killed while two requests are under way."""
     words = [

@@ -103,6 +103,10 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize("hurt", [cut, flip, Path.unlink], ids=["cut short", "a bit flipped", "missing"])
+@pytest.mark.promise(
+    "the newest checkpoint cut short, one bit of it flipped, or a file of it missing",
+    "its checksums tell; it is named, and the run goes on from the one before, to the same end",
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     halves: tuple[str, Path, Path],
     tmp_path: Path,
@@ -121,6 +125,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert differences(whole, tmp_path / "half") == []
 
 
+@pytest.mark.promise(
+    "all checkpoints damaged",
+    "each is named, and the run begins anew, to the same end",
+)
 def test_without_any_good_checkpoint_a_run_begins_anew(
     halves: tuple[str, Path, Path], tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +179,10 @@ def test_an_interrupted_evaluation_trains_nothing_again(
     assert differences(tmp_path / "whole", tmp_path / "broken") == []
 
 
+@pytest.mark.promise(
+    "SIGTERM in the middle of a step",
+    "a checkpoint of just that step; folder and MLflow say that the run was interrupted; it finishes later",
+)
 def test_a_signal_is_recorded_and_the_same_run_finishes_later(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

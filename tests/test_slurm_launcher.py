@@ -80,6 +80,10 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.promise(
+    "jobs of a Slurm array that die, or are preempted",
+    "those that die are named; the others go on from their checkpoints",
+)
 def test_jobs_that_die_are_named_and_those_that_are_interrupted_go_on(
     tmp_path: Path, slurm: dict[str, str]
 ) -> None:

@@ -21,6 +21,10 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /d
 
 
 @needs_full
+@pytest.mark.promise(
+    "a full disk",
+    "one line that names the file and the disk; files that were there stay whole",
+)
 def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     write_atomic(file, "old")
@@ -34,6 +38,10 @@ def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path: Path) -> None:
 
 
 @needs_full
+@pytest.mark.promise(
+    "a full disk",
+    "one line that names the file and the disk; files that were there stay whole",
+)
 def test_metrics_without_room_are_a_mistake_of_no_programmer(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "key")
     (tmp_path / "metrics.jsonl").symlink_to(FULL)
@@ -55,7 +63,7 @@ def test_without_room_for_tokenised_prompts_a_run_goes_on(
 ) -> None:
     original = Path.open
     monkeypatch.setattr(
-        Path, "open", lambda self, mode: original(FULL if mode == "xb" else self, mode.replace("x", "w"))
+        Path, "open", lambda self, mode: original(FULL if mode == "x+b" else self, mode.replace("x", "w"))
     )
     prompts = [Prompt("text " * 100, tuple(range(100)), False)] * 50
     with caplog.at_level(logging.WARNING):
@@ -74,6 +82,10 @@ def test_prompts_that_a_killed_run_left_half_written_go(tmp_path: Path) -> None:
     assert others.exists()
 
 
+@pytest.mark.promise(
+    "metrics.jsonl torn by a kill",
+    "the torn line is no line, and is written again",
+)
 def test_a_torn_last_line_of_metrics_is_no_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "key")
     folder.append_metrics({"step": 1, "text": "a\u2028b"})  # which splitlines() would take for two

@@ -3,7 +3,8 @@
 A file is named by a hash of everything that its contents follow from: the tokenizer, the limit, and the texts
 themselves. It therefore never gets stale, whatever changes in the data, in a task's wording or in the
 demonstrations; other contents are another file. Files are memory-mapped: a training set of hundreds of
-thousands of prompts takes next to no memory.
+thousands of prompts takes next to no memory. Each begins with the checksum of the rest: a bit that flips on the disk
+would else be in the prompts of every run to come.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from nlu_ppo.storage import NO_ROOM
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the file's layout and of how prompts are tokenised
+VERSION = 2  # of the file's layout and of how prompts are tokenised
 ABANDONED = 3600.0  # seconds without a write
+HEAD = 64  # bytes in front of Arrow's, which wants them aligned: SHA-256 of what follows, and zeros
 BATCH = 1000  # rows of one record batch; all but the last have as many
 SCHEMA = pa.schema(
     [("text", pa.string()), ("ids", pa.list_(pa.int32())), ("shortened", pa.bool_())],
@@ -76,7 +78,7 @@ class PromptCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned(key)
-            stream = partial.open("xb")
+            stream = partial.open("x+b")
         except OSError as error:  # a read-only disk must not stop a run
             log.warning("no tokenised prompts are kept: %s", error)
             return list(make())
@@ -106,7 +108,12 @@ class PromptTable(Sequence[Prompt]):
     """Prompts in a memory-mapped file, read one at a time."""
 
     def __init__(self, path: Path) -> None:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        file = pa.memory_map(str(path)).read_buffer()
+        body = file.slice(min(HEAD, file.size))
+        digest = hashlib.sha256(body).digest()
+        if file.slice(0, min(len(digest), file.size)).to_pybytes() != digest:
+            raise pa.ArrowInvalid("its contents have changed since it was written")
+        reader = pa.ipc.open_file(body)
         if reader.schema.metadata != SCHEMA.metadata or not reader.schema.equals(SCHEMA):
             raise pa.ArrowInvalid("another layout")
         table = reader.read_all()  # maps the columns, reads nothing yet
@@ -166,12 +173,20 @@ class _Ids(Sequence[tuple[int, ...]]):
 
 
 def _write(stream: Any, prompts: Iterable[Prompt]) -> None:
+    """Writes a file of prompts; its checksum last, so that a file without one is an unfinished one."""
     source = iter(prompts)
+    stream.write(bytes(HEAD))
     with pa.ipc.new_file(stream, SCHEMA) as file:
         while rows := list(islice(source, BATCH)):
             columns = ([p.text for p in rows], [p.ids for p in rows], [p.shortened for p in rows])
             arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
             file.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+    stream.seek(HEAD)
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    stream.seek(0)
+    stream.write(digest.digest())
 
 
 def token_ids(prompts: Sequence[Prompt]) -> Sequence[tuple[int, ...]]:
