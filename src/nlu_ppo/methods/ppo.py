@@ -182,8 +182,9 @@ class PPOTrainer:
         every = self.config.checkpoint_every
         due = every > 0 and (self.step % every == 0 or self.step == self.steps)
         if due or leaving:
-            folder = self.setting.recorder.folder.checkpoints
-            ranks.on_main(lambda: checkpoint.save(folder, self.step, self.state()))
+            folder = self.setting.recorder.folder
+            ranks.on_main(folder.keep_metrics)
+            ranks.on_main(lambda: checkpoint.save(folder.checkpoints, self.step, self.state()))
 
     def state(self) -> checkpoint.State:
         """Everything that the next steps depend on."""

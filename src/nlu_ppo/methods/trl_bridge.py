@@ -252,6 +252,7 @@ class _Bridge(TrainerCallback):
             selected = {**self._selector.state_dict(), "room": self._setting.policy.room.found}
             save_file(selected.pop("weights") or {}, folder / "selected.safetensors")  # type: ignore[arg-type]
             (folder / "selected.json").write_text(json.dumps(selected), encoding="utf-8")
+            self._setting.recorder.folder.keep_metrics()
             seal(folder)
 
         ranks.barrier()  # the others have written their random states

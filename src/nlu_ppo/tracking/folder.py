@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import threading
 import time
@@ -143,6 +144,13 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         with writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(jsonable(line)) + "\n")
+
+    def keep_metrics(self) -> None:
+        """Brings metrics.jsonl to the disk, so that a power cut leaves no checkpoint of steps that it has no line of."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            with writing(path), path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         return self.metrics_from(0)[0]
