@@ -146,7 +146,7 @@ class RunFolder:
             stream.write(json.dumps(jsonable(line)) + "\n")
 
     def keep_metrics(self) -> None:
-        """Brings metrics.jsonl to the disk, so that a power cut leaves no checkpoint of steps that it has no line of."""
+        """Brings metrics.jsonl to the disk: a power cut then leaves no checkpoint of steps that it has no line of."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             with writing(path), path.open("rb") as stream:
