@@ -86,8 +86,7 @@ class Recorder:
     def __init__(self, folder: RunFolder, mirror: Mirror) -> None:
         self.folder = folder
         self._mirror = mirror
-        self._began = folder.started
-        self._fit_began = time.time()
+        self._fit_began = time.monotonic()
         self.fit_seconds_before = 0.0  # of earlier attempts, as far as their steps count
         self.best: dict[str, float] = {}
         self.repeated = -1  # steps up to it are on record, and done again
@@ -96,16 +95,16 @@ class Recorder:
         """One line of metrics.jsonl. `examples` (training examples so far) is the axis all methods share."""
         if step <= self.repeated:
             return
-        line = {"step": step, "examples": examples, "seconds": round(time.time() - self._began, 3), **values}
+        line = {"step": step, "examples": examples, "seconds": round(self.folder.elapsed(), 3), **values}
         self.folder.append_metrics(line)
         self._mirror.metrics()
 
     def begin_fit(self) -> None:
-        self._fit_began = time.time()
+        self._fit_began = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the record: steps that count keep the time that they took."""
-        fit = self.fit_seconds_before + time.time() - self._fit_began
+        fit = self.fit_seconds_before + time.monotonic() - self._fit_began
         return {"best": self.best, "fit_seconds": fit}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

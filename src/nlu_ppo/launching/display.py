@@ -147,7 +147,7 @@ class Display:
     _open: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Display:
-        self._shown = time.time()
+        self._shown = time.monotonic()
         if self.terminal:
             from rich.console import Console
             from rich.live import Live
@@ -162,11 +162,11 @@ class Display:
 
     def due(self) -> bool:
         """Whether `show` has something to do; what it shows takes work to find out."""
-        return time.time() - self._shown >= (REDRAW if self.terminal else REPEAT)
+        return time.monotonic() - self._shown >= (REDRAW if self.terminal else REPEAT)
 
     def show(self, grid: Grid) -> None:
         """Shows the grid as it is now."""
-        self._shown = time.time()
+        self._shown = time.monotonic()
         with suppress(OSError):  # a terminal that is gone must not cost the runs their time to end in
             if self._live is not None:
                 self._live.update(drawn(grid), refresh=True)

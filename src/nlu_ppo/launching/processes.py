@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Running:
-    """A job at work; `began` is in seconds of `time.time()`."""
+    """A job at work; `began` is in seconds of `time.monotonic()`, which nobody sets."""
 
     job: Job
     process: subprocess.Popen[bytes]
@@ -132,8 +132,9 @@ class Queue:
 
     @property
     def at_work(self) -> list[tuple[Job, float]]:
-        """The running jobs, and when they were started (`time.time()`)."""
-        return [(running.job, running.began) for running in self.running.values()]
+        """The running jobs, and for how many seconds they have been at work."""
+        now = time.monotonic()
+        return [(running.job, now - running.began) for running in self.running.values()]
 
     @property
     def pending(self) -> list[Job]:
@@ -201,7 +202,7 @@ class Queue:
             again = again and not self.stop.count
             if again:
                 self.waiting.append((job, attempt + 1))
-            yield Ended(job, code, time.time() - running.began, again)
+            yield Ended(job, code, time.monotonic() - running.began, again)
 
     # -- stopping -----------------------------------------------------------------------------------------
 
@@ -209,10 +210,10 @@ class Queue:
         if not self.stop.count:
             return
         if self._deadline is None:
-            self._deadline = time.time() + self.grace
+            self._deadline = time.monotonic() + self.grace
             for running in self.running.values():
                 running.process.terminate()
-        elif self.stop.count > 1 or time.time() > self._deadline:
+        elif self.stop.count > 1 or time.monotonic() > self._deadline:
             for running in self.running.values():
                 _kill_group(running.process)
 
@@ -231,7 +232,7 @@ def _start(job: Job, environment: Mapping[str, str], attempt: int) -> Running:
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it is gone already; its exit code will tell
         process.stdin.write(job.message)
-    return Running(job, process, time.time(), attempt)
+    return Running(job, process, time.monotonic(), attempt)
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:

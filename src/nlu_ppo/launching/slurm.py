@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -134,7 +135,7 @@ class SlurmQueue:
         self._gone: dict[str, float] = {}  # since when Slurm doesn't list them any more
         self._logs: dict[str, Path] = {}
         self._cancelled = False
-        self._asked = 0.0
+        self._asked = -math.inf
         self._reasons = set(PATIENCE)  # that need not be said any more
 
     @property
@@ -144,7 +145,8 @@ class SlurmQueue:
 
     @property
     def at_work(self) -> list[tuple[Job, float]]:
-        return [(self._jobs[number], began) for number, began in self._began.items()]
+        now = time.monotonic()
+        return [(self._jobs[number], now - began) for number, began in self._began.items()]
 
     @property
     def pending(self) -> list[Job]:
@@ -214,9 +216,9 @@ class SlurmQueue:
     # -- out of it ----------------------------------------------------------------------------------------
 
     def _collect_ended(self) -> Iterator[Ended]:
-        if time.time() - self._asked < self.poll:
+        if time.monotonic() - self._asked < self.poll:
             return
-        self._asked = time.time()
+        self._asked = time.monotonic()
         try:
             states = _states()
         except ConfigError as error:  # its controller is being restarted, or the network is gone for a moment
@@ -234,13 +236,13 @@ class SlurmQueue:
             self._reasons.add(reason)
             log.warning("Slurm job %s waits, says Slurm: %s", number, reason)
         if state == "RUNNING":
-            self._began.setdefault(number, time.time())
+            self._began.setdefault(number, time.monotonic())
         elif state == "PENDING":  # put back into the queue, perhaps
             self._began.pop(number, None)
 
     def _is_over(self, number: str, job: RunJob) -> bool:
         assert job.cell is not None
-        waited = time.time() - self._gone.setdefault(number, time.time())
+        waited = time.monotonic() - self._gone.setdefault(number, time.monotonic())
         return waited >= SETTLE or job.last_words.exists() or finished_result(job.cell.run) is not None
 
     def _end(self, number: str, job: RunJob) -> Ended:
@@ -248,9 +250,9 @@ class SlurmQueue:
             record = job_record(number)
         except (OSError, subprocess.SubprocessError):
             record = {}
-        began = self._began.pop(number, time.time())
+        began = self._began.pop(number, time.monotonic())
         del self._jobs[number]
-        seconds = _seconds(record.get("RunTime", "")) or time.time() - began
+        seconds = _seconds(record.get("RunTime", "")) or time.monotonic() - began
         state = record.get("JobState", "no record of it any more")
         code = 0 if state == "COMPLETED" else int(record.get("ExitCode", "1:0").partition(":")[0]) or 1
         return Ended(job, code, seconds, error="" if code == 0 else self._in_words(number, state, code))

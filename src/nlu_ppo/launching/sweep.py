@@ -68,7 +68,7 @@ class JobQueue(Protocol):
 
     @property
     def at_work(self) -> list[tuple[Job, float]]:
-        """The running jobs, and when they were started (`time.time()`)."""
+        """The running jobs, and for how many seconds they have been at work."""
 
     @property
     def pending(self) -> list[Job]:
@@ -97,7 +97,7 @@ class Sweep:
         how: str,
     ) -> None:
         self.runs, self.outcomes, self.queue, self.folder, self.how = runs, outcomes, queue, folder, how
-        self.began = time.time()
+        self.began = time.monotonic()
         self.durations = Durations()
         for cell in runs:
             result = outcomes.get(cell.identity)
@@ -133,12 +133,12 @@ class Sweep:
             self.display.show(self._grid())
 
     def _grid(self) -> Grid:
-        now, running, active = time.time(), [], []
-        for job, began in self.queue.at_work:
+        running, active = [], []
+        for job, seconds in self.queue.at_work:
             cell = _cell(job)
-            metrics = last_metrics(cell.run.folder / "metrics.jsonl", began)
-            running.append((cell.kind, now - began))
-            active.append(Active(cell.name, now - began, metrics))
+            metrics = last_metrics(cell.run.folder / "metrics.jsonl", time.time() - seconds)
+            running.append((cell.kind, seconds))
+            active.append(Active(cell.name, seconds, metrics))
         waiting = [_cell(job).kind for job in self.queue.pending]
         done = sum(isinstance(outcome, dict) for outcome in self.outcomes.values())
         return Grid(
@@ -147,7 +147,7 @@ class Sweep:
             failed=len(self.outcomes) - done,
             waiting=len(self.runs) - len(self.outcomes) - len(active),
             running=active,
-            seconds=now - self.began,
+            seconds=time.monotonic() - self.began,
             remaining=self.durations.remaining(running, waiting, self.queue.width),
         )
 

@@ -43,6 +43,9 @@ class RunFolder:
         self.key = key
         self._lock = FileLock(path / ".lock")
         self._record_lock = threading.Lock()  # the mirror's thread writes to run.json, too
+        self._clock: tuple[float, float] | None = (
+            None  # seconds since the run began, and the monotonic clock then
+        )
 
     @property
     def adapter(self) -> Path:
@@ -101,15 +104,28 @@ class RunFolder:
         write_atomic(self.path / "config.yaml", config_yaml)
         first = {"started": time.time(), **self.read_json("run.json")}
         self.update_record({**first, **record, "ended": None, "key": self.key})
+        self.elapsed()
 
     @property
     def started(self) -> float:
         """When the run began, in seconds of the Unix epoch."""
         return float(self.read_json("run.json")["started"])
 
+    def elapsed(self) -> float:
+        """Seconds since the run began, with those between its attempts.
+
+        The system's clock counts at the start of an attempt; whoever sets it later changes nothing. It never goes
+        back behind what an earlier attempt has recorded.
+        """
+        if self._clock is None:
+            before = max((line.get("seconds", 0.0) for line in self.read_metrics()), default=0.0)
+            self._clock = max(time.time() - self.started, before), time.monotonic()
+        at, then = self._clock
+        return at + time.monotonic() - then
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """The last file that a run writes."""
-        self.update_record({"ended": time.time()})
+        self.update_record({"ended": self.started + self.elapsed()})
         text = json.dumps(jsonable({"key": self.key, **result}), indent=1, ensure_ascii=False)
         write_atomic(self.path / "result.json", text + "\n")
 
@@ -189,6 +205,9 @@ class ObservedFolder(RunFolder):
 
     def begin(self, record: Mapping[str, Any], config_yaml: str) -> None:
         pass
+
+    def elapsed(self) -> float:
+        return 0.0
 
     def finish(self, result: Mapping[str, Any]) -> None:
         pass
