@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +104,10 @@ def check_both(together: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise(
+    "SIGTERM to the launcher of a run of several processes",
+    "all leave after the same step; the same command goes on to the bitwise same end",
+)
 def test_all_leave_after_the_same_step_and_go_on(together: Path, tmp_path: Path) -> None:
     """SIGTERM to the launcher; the run goes on in two processes, bitwise as if nothing had happened."""
     started = subprocess.Popen(
@@ -116,10 +122,15 @@ def test_all_leave_after_the_same_step_and_go_on(together: Path, tmp_path: Path)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted", told[-3000:]
     assert list((folder / "checkpoints").glob("step-*"))
     assert run(2, tmp_path, *PPO_AFTER_SFT) == study
-    (expected,) = (together / "ppo").iterdir()
-    ours, theirs = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (folder, expected))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert lines(folder, "predictions.jsonl") == lines(expected, "predictions.jsonl")
+    check_same(study, together)
+
+
+def check_same(study: Path, expected: Path) -> None:
+    """The PPO runs of two studies have bitwise the same adapter, and the same answers."""
+    (ours,), (theirs,) = ((*(folder / "ppo").iterdir(),) for folder in (study, expected))
+    found, wanted = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (ours, theirs))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert lines(ours, "predictions.jsonl") == lines(theirs, "predictions.jsonl")
 
 
 def has_trained(study: Path) -> bool:
@@ -127,25 +138,37 @@ def has_trained(study: Path) -> bool:
 
 
 @pytest.mark.thorough
-def test_one_that_is_killed_ends_the_others(tmp_path: Path) -> None:
-    """By the launcher, and soon; the folder is free for the next attempt."""
-    arguments = (*SMALL, "method=ppo", "method.max_steps=500", f"outputs={tmp_path}", "study=s")
+@pytest.mark.promise(
+    "one of a run's processes killed with -9",
+    "the launcher names it, the others are gone within a minute, and the same command goes on to the bitwise same end",
+)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_is_killed_ends_the_others(
+    together: Path, tmp_path: Path, victim: int, figures: dict[str, Any]
+) -> None:
+    """By the launcher; the folder is free for the next attempt."""
     started = subprocess.Popen(
-        launched(2, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        launched(2, *SMALL, *PPO_AFTER_SFT, f"outputs={tmp_path}", "study=s"),
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    study = tmp_path / "s" / "toy_sentiment" / "tiny"
     try:
-        wait_until(lambda: has_trained(tmp_path / "s" / "toy_sentiment" / "tiny"), TIMEOUT)
+        wait_until(lambda: has_trained(study), TIMEOUT)
         workers = children(started.pid)
         assert len(workers) == 2
-        os.kill(workers[1], signal.SIGKILL)
+        os.kill(workers[victim], signal.SIGKILL)
+        began = time.monotonic()
         _, told = started.communicate(timeout=60)
     finally:
         if started.poll() is None:
             os.killpg(started.pid, signal.SIGKILL)
     assert started.returncode != 0
     assert "exitcode  : -9" in told
-    assert "local_rank: 1" in told
+    assert f"local_rank: {victim}" in told
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
+    figures[f"seconds until all were gone, rank {victim} killed"] = round(time.monotonic() - began, 1)
+    assert run(2, tmp_path, *PPO_AFTER_SFT) == study
+    check_same(study, together)
 
 
 def children(pid: int) -> list[int]:
