@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from nlu_ppo.config import EndpointConfig, ServerConfig
 from nlu_ppo.errors import ConfigError, EndpointError
+from nlu_ppo.inert import defused_for_any
 from nlu_ppo.progress import bar
 from nlu_ppo.replies import Reply, ReplyCache, request_key
 
@@ -239,7 +240,8 @@ class Endpoint:
         return self._client.chat.completions.create(
             model=self._config.model,
             messages=[
-                {"role": role, "content": text} for role, text in (*request.before, ("user", request.prompt))
+                {"role": role, "content": defused_for_any(text)}
+                for role, text in (*request.before, ("user", request.prompt))
             ],
             temperature=self._config.temperature,
             **({"seed": request.seed} if seeded else {}),

@@ -28,7 +28,7 @@ from nlu_ppo.storage import NO_ROOM
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the file's layout and of how prompts are tokenised
+VERSION = 2  # of the file's layout and of how prompts are tokenised
 ABANDONED = 3600.0  # seconds without a write
 BATCH = 1000  # rows of one record batch; all but the last have as many
 SCHEMA = pa.schema(
