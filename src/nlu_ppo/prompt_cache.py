@@ -1,19 +1,21 @@
 """Tokenised prompts on disk, so that only the first of many runs on the same examples tokenises them.
 
 A file is named by a hash of everything that its contents follow from: the tokenizer, the limit, and the texts
-themselves. It therefore never gets stale, whatever changes in the data, in a task's wording or in the
-demonstrations; other contents are another file. Files are memory-mapped: a training set of hundreds of
-thousands of prompts takes next to no memory.
+themselves. It therefore never gets stale, whatever changes in the data, in a task's wording or in the demonstrations;
+other contents are another file. A checksum in its name tells whether it is still what was written. Files are
+memory-mapped: a training set of hundreds of thousands of prompts takes next to no memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -66,12 +68,15 @@ class PromptCache:
 
     def get(self, key: str, make: Callable[[], Iterable[Prompt]]) -> Sequence[Prompt]:
         """The prompts kept under `key`, or else those that `make` gives, which are kept from now on."""
-        path = self.folder / f"{key}.arrow"
-        try:
-            if path.exists():
+        for path in sorted(self.folder.glob(f"{key}.*.arrow")):
+            try:
+                if _checksum(path) != path.suffixes[-2]:
+                    raise OSError("its contents have changed")
                 return PromptTable(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            log.warning("%s can't be read (%s): tokenising again", path, error)
+            except (OSError, pa.ArrowException) as error:
+                log.warning("%s can't be read (%s): tokenising again", path, error)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         partial = self.folder / f"{key[:8]}-{uuid.uuid4().hex}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +90,7 @@ class PromptCache:
                 _write(stream, make())
                 stream.flush()
                 os.fsync(stream.fileno())
+            path = self.folder / f"{key}{_checksum(partial)}.arrow"
             partial.replace(path)  # of runs that make the same file at the same time, the last one's stays
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -163,6 +169,15 @@ class _Ids(Sequence[tuple[int, ...]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._prompts.ids_at(range(len(self))[index])
+
+
+def _checksum(path: Path) -> str:
+    """A file name's part that follows from its contents: Arrow itself wouldn't notice a flipped bit."""
+    found = 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return f".{found:08x}"
 
 
 def _write(stream: Any, prompts: Iterable[Prompt]) -> None:
