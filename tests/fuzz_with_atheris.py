@@ -54,7 +54,7 @@ def reader(name: str, folder: Path) -> object:
             for example in read_split(name, split, "raw", folder):
                 assert all(isinstance(text, str) for text in example.fields.values())
         except UserError as error:
-            assert path.name in str(error)
+            assert path.name in str(error)  # noqa: PT017
 
     return check
 
@@ -65,7 +65,7 @@ if __name__ == "__main__":
         check = answers if target == "answers" else reader(target, Path(place))
         words = [
             sys.argv[0],
-            f"-atheris_runs={runs}",
+            f"-runs={runs}",
             "-max_len=4000",
             "-rss_limit_mb=4000",
             "-seed=1",
