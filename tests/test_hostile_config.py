@@ -161,3 +161,26 @@ def test_data_are_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (first, _) = read_split("sst2", "validation", "raw", tmp_path)
     assert lure in Prompter(get_task("sst2"), None).render(first)
     assert os.environ["PLANTED"] not in Prompter(get_task("sst2"), None).render(first)
+
+
+@pytest.mark.promise(CODE, "MLflow takes odd names of experiments and models as they are, and writes below outputs/ only")
+def test_odd_names_in_mlflow(outputs: Path, tmp_path: Path) -> None:
+    from composing import run_of
+    from mlflow.tracking import MlflowClient
+
+    from nlu_ppo.run import execute
+
+    experiment, model = "../../x <b>{{ 7 * 7 }}</b>'; drop table runs; --", "<b>m</b> {{ 7 }} ä"
+    with pytest.raises(ConfigError, match="folder"):
+        config_of(f"model.name={quoted(model)}")
+    model = model.replace("/", "")
+    run = run_of(outputs / "run", "task=toy_sentiment", "method=zero_shot", "task.limit.eval=4", f"outputs={outputs}",
+                 f"tracking.experiment={quoted(experiment)}", f"model.name={quoted(model)}", "eval.bootstrap_samples=10",
+                 "eval.likelihood=false", "model.path=tiny")  # fmt: skip
+    execute(run)
+    client = MlflowClient(tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}")
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    (row,) = client.search_runs([found.experiment_id])
+    assert row.data.tags["model"] == model
+    assert {path.name for path in tmp_path.iterdir()} <= {"outputs", "cwd"}

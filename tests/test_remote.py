@@ -307,6 +307,9 @@ def test_what_has_no_reply_ends_the_run_and_is_never_scored(tmp_path: Path, fail
         assert asked == Counter(golds(config).keys()) + Counter([odd])
 
 
+@pytest.mark.promise(
+    "Keys, tokens and passwords of the user", "A key that a server echoes in an error stands nowhere"
+)
 def test_a_killed_run_asks_nothing_twice_and_the_key_is_nowhere(outputs: Path):
     """With MLflow, and a server that echoes the key in an error. Killed while two requests are under way."""
     words = [
