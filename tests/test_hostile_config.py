@@ -163,7 +163,7 @@ def test_data_are_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert os.environ["PLANTED"] not in Prompter(get_task("sst2"), None).render(first)
 
 
-@pytest.mark.promise(CODE, "MLflow takes odd names of experiments and models as they are, and writes below outputs/ only")
+@pytest.mark.promise(CODE, "MLflow takes odd names as they are, and writes below outputs only")
 def test_odd_names_in_mlflow(outputs: Path, tmp_path: Path) -> None:
     from composing import run_of
     from mlflow.tracking import MlflowClient
@@ -175,8 +175,8 @@ def test_odd_names_in_mlflow(outputs: Path, tmp_path: Path) -> None:
         config_of(f"model.name={quoted(model)}")
     model = model.replace("/", "")
     run = run_of(outputs / "run", "task=toy_sentiment", "method=zero_shot", "task.limit.eval=4", f"outputs={outputs}",
-                 f"tracking.experiment={quoted(experiment)}", f"model.name={quoted(model)}", "eval.bootstrap_samples=10",
-                 "eval.likelihood=false", "model.path=tiny")  # fmt: skip
+                 f"tracking.experiment={quoted(experiment)}", f"model.name={quoted(model)}",
+                 "eval.bootstrap_samples=10", "eval.likelihood=false", "model.path=tiny")  # fmt: skip
     execute(run)
     client = MlflowClient(tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}")
     found = client.get_experiment_by_name(experiment)
