@@ -42,12 +42,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    properties = dict(report.user_properties)
-    if "promise" in properties and (report.when == "call" or report.outcome != "passed"):
-        figures = properties.get("figures", {})
-        seen.append(
-            promises.Seen(*properties["promise"], report.nodeid, report.outcome, report.duration, figures)
-        )
+    if report.when != "call" and report.outcome == "passed":
+        return
+    figures = dict(report.user_properties).get("figures", {})
+    for name, value in report.user_properties:
+        if name == "promise":
+            seen.append(promises.Seen(*value, report.nodeid, report.outcome, report.duration, figures))
+            figures = {}  # counted once
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

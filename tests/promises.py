@@ -47,7 +47,8 @@ def record(file: Path, seen: Iterable[Seen], full: bool) -> None:
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     stamp = {"day": time.strftime("%Y-%m-%d"), "commit": commit(), "full": full}
     for one in seen:
-        known[one.test] = {
+        known[f"{one.test} ({one.fault})"] = {
+            "test": one.test,
             "fault": one.fault,
             "promise": one.promise,
             "outcome": one.outcome,
@@ -70,15 +71,19 @@ def commit() -> str:
 def table(known: dict[str, dict[str, Any]]) -> str:
     """One row a promise, faults in the order of their names. Tests of one promise share its row, and whole numbers
     that they have counted are added up."""
-    rows: dict[tuple[str, str], list[str]] = {}
-    for test in sorted(known):
-        rows.setdefault((known[test]["fault"], known[test]["promise"]), []).append(test)
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name in sorted(known):
+        rows.setdefault((known[name]["fault"], known[name]["promise"]), []).append(known[name])
     lines = ["| Fault | Promise | Shown by | Last run |", "|---|---|---|---|"]
-    for (fault, promise), tests in sorted(rows.items()):
-        functions = dict.fromkeys(re.sub(r"\[.*", "", test) for test in tests)
+    for (fault, promise), found in sorted(rows.items(), key=lambda row: (row[0][0].lower(), row[0][1])):
+        functions = dict.fromkeys(re.sub(r"\[.*", "", one["test"]) for one in found)
         shown = "<br>".join(f"`{name.removeprefix('tests/')}`" for name in functions)
-        lines.append(f"| {fault} | {promise} | {shown} | {_last_run([known[test] for test in tests])} |")
+        lines.append(f"| {_sentence(fault)} | {_sentence(promise)} | {shown} | {_last_run(found)} |")
     return "\n".join(lines)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _last_run(found: list[dict[str, Any]]) -> str:

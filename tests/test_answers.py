@@ -15,6 +15,7 @@ CLASSES = [task for task in TASKS.values() if task.kind is Kind.CLASSIFY]
 ALL = sorted(TASKS)
 
 
+@pytest.mark.promise("Any text as an answer", "It gives a legal label or none, and never an error")
 @given(st.sampled_from(ALL), ANY_TEXT, ANY_TEXT)
 def test_no_text_raises(task, text, other):
     for completion in (text, f"{text}</Judgement>{other}", f"{other}</Judgement>", f"4{text}", f"{text}4.5"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import threading
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from composing import run_of
 from models import byte_tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from nlu_ppo.errors import ModelError
 from nlu_ppo.prompt_cache import BATCH, PromptCache, PromptTable, count_shortened, token_ids
@@ -182,14 +181,9 @@ def test_completions_are_kept_too(tmp_path: Path, tokenised: list[str]) -> None:
 
 
 def test_a_tokenizer_that_cant_be_told_apart_goes_without(tmp_path: Path) -> None:
-    class Slow:
-        """A tokenizer written in Python."""
-
-        def __call__(self, texts: Any, **_: Any) -> dict[str, Any]:
-            return {"input_ids": [[ord(c) for c in text] for text in texts]}
-
-    found = Prompter(SST2, Slow(), cache=PromptCache(tmp_path)).prepare(examples(2))
-    assert found == Prompter(SST2, Slow()).encode(examples(2))
+    tokenizer = ByT5Tokenizer()  # written in Python
+    found = Prompter(SST2, tokenizer, cache=PromptCache(tmp_path)).prepare(examples(2))
+    assert found == Prompter(SST2, tokenizer).encode(examples(2))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,37 +233,6 @@ def test_runs_at_the_same_time_share_one_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["key.arrow"]
     assert list(found[0]) == list(found[1])
     assert len(found[0]) == BATCH * 2
-
-
-@pytest.mark.promise(
-    "tokenised prompts on disk, damaged", "no prompt of a run changes: they are tokenised again"
-)
-def test_one_bit_that_flips_is_seen(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, figures: dict[str, Any]
-) -> None:
-    prompts = [Prompt(f"text {i}", (i, i + 1), i % 2 == 0) for i in range(20)]
-    cache = PromptCache(tmp_path)
-    cache.get("key", lambda: prompts)
-    file = tmp_path / "key.arrow"
-    whole = file.read_bytes()
-    chance = random.Random(0)
-    flips = [8 * n for n in range(64)] + [chance.randrange(8 * len(whole)) for _ in range(200)]
-    told = 0
-    for place in flips:
-        raw = bytearray(whole)
-        raw[place // 8] ^= 1 << place % 8
-        file.write_bytes(raw)
-        caplog.clear()
-        assert list(cache.get("key", lambda: prompts)) == prompts
-        told += "tokenising again" in caplog.text
-    assert told == 32 + sum(place // 8 >= 64 for place in flips[64:]) + sum(
-        place // 8 < 32 for place in flips[64:]
-    )
-    for size in (0, 1, 63, 64, 65, len(whole) - 1):
-        file.write_bytes(whole[:size])
-        assert list(cache.get("key", lambda: prompts)) == prompts
-    assert file.read_bytes() == whole
-    figures |= {"bits flipped": len(flips), "cut": 6}
 
 
 # -- runs ----------------------------------------------------------------------------------------------------

@@ -311,6 +311,9 @@ def test_what_has_no_reply_ends_the_run_and_is_never_scored(tmp_path: Path, fail
     "a run that asks an API, killed with -9",
     "what was answered is not asked and paid for again",
 )
+@pytest.mark.promise(
+    "keys, tokens and passwords of the user", "a key that a server echoes in an error stands nowhere"
+)
 def test_a_killed_run_asks_nothing_twice_and_the_key_is_nowhere(outputs: Path):
     """With MLflow, and a server that echoes the key in an error. Killed while two requests are under way."""
     words = [

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from nlu_ppo.errors import MALFORMED, ConfigError, first_words
+
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 STUDIES = "sweeps"  # conf/sweeps is a link to the folder beside it; its files are grids, not parts of a run
@@ -52,12 +54,15 @@ def default_choices(conf: Path = CONF) -> dict[str, str]:
 
 
 def _read(group: str, file: Path) -> Choice:
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = {key: value for key, value in (yaml.safe_load(text) or {}).items() if key != "defaults"}
+    except (OSError, yaml.YAMLError, *MALFORMED) as error:
+        raise ConfigError(f"{file} is no YAML with keys and values: {first_words(error)}") from error
     comments = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
         comments.append(line.lstrip("#").strip())
     about = " ".join(c for c in comments if c and not c.startswith("@package"))
-    values = {key: value for key, value in (yaml.safe_load(text) or {}).items() if key != "defaults"}
     return Choice(group, file.stem, about, values)

@@ -31,7 +31,9 @@ from nlu_ppo.config import (
 from nlu_ppo.endpoint import check_address
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.record_checks import check_record
+from nlu_ppo.tracking.credentials import check_tracking_uri
 
+LONGEST_NAME = 100  # bytes of a name that folders have, so that none is too long for a disk
 TINY = "tiny"  # name and path of the model that ships with the package
 
 
@@ -82,6 +84,33 @@ def _settle_starts(config: Config) -> None:
             judge.start = getattr(config.method, "start", None) if judge.init == "sft" else None
 
 
+def _check_names(config: Config) -> None:
+    """Names become folders, and titles in tables: they must not lead out of `outputs`, nor be too long for a disk."""
+    names = {
+        "study": config.study,
+        "task.name": config.task.name,
+        "model.name": config.model.name,
+        "method.name": config.method.name,
+        "lora.name": config.lora.name,
+        **{f"task.members[{i}]": name for i, name in enumerate(config.task.members or ())},
+    }
+    for key, name in names.items():
+        check_folder_name(key, name)
+    if config.method.name not in METHOD_SCHEMAS:
+        raise ConfigError(f"method.name={config.method.name}: there is {', '.join(METHOD_SCHEMAS)}")
+
+
+def check_folder_name(key: str, name: str) -> None:
+    """Raises ConfigError for a name that would lead elsewhere, or that a disk or a terminal can't show."""
+    legal = name.isprintable() and name == name.strip() and name and name[0] not in ".=+-@"
+    if not legal or {"/", "\\"} & set(name) or len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(
+            f"{key}={name[:80]!r} is to name a folder: neither / nor \\ nor control characters may stand in it, none "
+            f"of . = + - @ or a blank in front, and {LONGEST_NAME} bytes are the most. Other places are said by "
+            f"outputs=DIR or hydra.run.dir=DIR"
+        )
+
+
 def _missing(node: Any, names: Iterable[str], prefix: str = "") -> Iterator[str]:
     """Dotted keys that still are `???`. What is made of them by interpolation is not counted again."""
     for name in names:
@@ -100,6 +129,8 @@ def _to_object(tree: DictConfig, name: str) -> Any:
 def check(config: Config) -> None:
     """Checks every value against the range and the choices of its field, and what spans several fields."""
     check_ranges(config)
+    _check_names(config)
+    check_tracking_uri(config.tracking.uri)
     method = config.method
     if isinstance(method, PPOConfig) and method.batch_size * method.rollouts % method.minibatch_size:
         times = f" times method.rollouts={method.rollouts}" if method.rollouts > 1 else ""

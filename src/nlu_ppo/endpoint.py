@@ -20,8 +20,10 @@ from urllib.parse import urlsplit
 
 from nlu_ppo.config import EndpointConfig, ServerConfig
 from nlu_ppo.errors import ConfigError, EndpointError
+from nlu_ppo.inert import defused_for_any
 from nlu_ppo.progress import bar
 from nlu_ppo.replies import Reply, ReplyCache, request_key
+from nlu_ppo.tracking.credentials import hidden
 
 KEY = "OPENAI_API_KEY"
 IN_A_ROW = 10  # requests without an answer that make the server count as gone
@@ -239,7 +241,8 @@ class Endpoint:
         return self._client.chat.completions.create(
             model=self._config.model,
             messages=[
-                {"role": role, "content": text} for role, text in (*request.before, ("user", request.prompt))
+                {"role": role, "content": defused_for_any(text)}
+                for role, text in (*request.before, ("user", request.prompt))
             ],
             temperature=self._config.temperature,
             **({"seed": request.seed} if seeded else {}),
@@ -326,7 +329,11 @@ def check_address(address: str | None, key: str) -> None:
         return
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{key}={address}: an address such as http://localhost:8000/v1 is wanted")
+        raise ConfigError(f"{key}={hidden(address)}: an address such as http://localhost:8000/v1 is wanted")
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            f"{key}: what follows ? or # in an address would be recorded: put the key into {KEY}"
+        )
     if parts.username or parts.password:
         raise ConfigError(
             f"{key}: the address holds a name or a password, which would be recorded: put the key into {KEY}"

@@ -1,5 +1,14 @@
 """The errors a user can mend: each names the file and line, or the key, and says what to do."""
 
+# What taking apart a file ends in that was damaged, is in another format, or has values of other types in it: not
+# UTF-8 and not JSON are kinds of ValueError; a file may also be nested so deep that Python gives up.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+def first_words(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
 
 class UserError(Exception):
     """Wrong input, not a fault of the program. `train.py` prints it without a traceback and exits with 2.

@@ -72,7 +72,7 @@ class PromptCache:
         try:
             if path.exists():
                 return PromptTable(path)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             log.warning("%s can't be read (%s): tokenising again", path, error)
         partial = self.folder / f"{key[:8]}-{uuid.uuid4().hex}.partial"
         try:
@@ -110,8 +110,8 @@ class PromptTable(Sequence[Prompt]):
     def __init__(self, path: Path) -> None:
         file = pa.memory_map(str(path)).read_buffer()
         body = file.slice(min(HEAD, file.size))
-        digest = hashlib.sha256(body).digest()
-        if file.slice(0, min(len(digest), file.size)).to_pybytes() != digest:
+        head = hashlib.sha256(body).digest().ljust(HEAD, b"\0")
+        if file.slice(0, min(HEAD, file.size)).to_pybytes() != head:
             raise pa.ArrowInvalid("its contents have changed since it was written")
         reader = pa.ipc.open_file(body)
         if reader.schema.metadata != SCHEMA.metadata or not reader.schema.equals(SCHEMA):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from nlu_ppo import inert
 from nlu_ppo.errors import ModelError
 from nlu_ppo.progress import bar
 from nlu_ppo.tasks.record import CLOSE, CLOSE_ANALYSIS, OPEN, OPEN_ANALYSIS, Example, Label, Task
@@ -132,8 +134,10 @@ class Prompter:
     def _render_chat(
         self, instruction: str, demonstrations: list[tuple[str, str]], query: str, opening: str = OPEN
     ) -> str:
+        # The template's control tokens end up in the same text as the data: those in the data must not be any.
+        query = inert.defused(self.tokenizer, query)
         turns: list[dict[str, str]] = []
-        for shown, answer in demonstrations:
+        for shown, answer in (map(partial(inert.defused, self.tokenizer), pair) for pair in demonstrations):
             turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": OPEN + answer}]
         turns.append({"role": "user", "content": query})
         system = [{"role": "system", "content": instruction}, *turns]
@@ -203,9 +207,9 @@ class Prompter:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Tokens of rendered prompts."""
-        # A rendered chat template already holds its own beginning-of-sequence token.
-        encoded = self.tokenizer(texts, add_special_tokens=self.layout != "chat", verbose=False)
-        return encoded["input_ids"]
+        if self.layout == "chat":  # it already holds its own beginning-of-sequence token
+            return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return inert.ids_of(self.tokenizer, texts, add_special_tokens=True)
 
     def _shorten(self, example: Example, limit: int) -> Prompt:
         """Cuts the end of the longest text field, by bisection on its length in characters."""
@@ -250,11 +254,10 @@ class Prompter:
 
     def written_ids(self, text: str) -> list[int]:
         """Tokens of any text as it follows the open tag: as `completion_ids`, for what a model wrote."""
-        anchor = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
-        joined = self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+        anchor, joined = inert.ids_of(self.tokenizer, ["\n", "\n" + text])
         if joined[: len(anchor)] == anchor:
             return joined[len(anchor) :]
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return inert.ids_of(self.tokenizer, [text])[0]
 
     def learn_completions(self, texts: Iterable[str]) -> None:
         """Tokenises many completions at once, or takes them from the cache; `completion_ids` then has them.
@@ -270,11 +273,10 @@ class Prompter:
             self._completions.update((row.text, row.ids) for row in rows)
 
     def _completion_ids(self, text: str) -> tuple[int, ...]:
-        anchor = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
-        joined = self.tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
+        anchor, joined = inert.ids_of(self.tokenizer, ["\n", "\n" + text])
         ids = joined[len(anchor) :] if joined[: len(anchor)] == anchor else []
         if not self._spells(ids, text):
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            (ids,) = inert.ids_of(self.tokenizer, [text])
         if not self._spells(ids, text):
             spelled = self.tokenizer.decode(ids) if ids else ""
             raise ModelError(

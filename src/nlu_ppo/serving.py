@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nlu_ppo.config import EvalConfig, ModelConfig, TaskConfig
-from nlu_ppo.errors import DataError
+from nlu_ppo.errors import MALFORMED, DataError, ModelError
 from nlu_ppo.evaluation import answer
 from nlu_ppo.inference.decoder import score_answers
 from nlu_ppo.methods.setting import Part, Setting
@@ -98,7 +98,10 @@ class Classifier:
     """
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        try:
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, *MALFORMED) as error:
+            raise ModelError(f"{folder / SETTINGS} can't be read ({error}): export the run again") from error
         model = _read(ModelConfig, settings["model"])
         if (folder / "start").is_dir():
             model = replace(model, adapter=str(folder / "start"))

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nlu_ppo.errors import DiskError
+from nlu_ppo.errors import MALFORMED, DiskError
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def damage(folder: Path) -> str | None:
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         return "it was not written to its end" if missing == SEAL else f"{missing} is missing"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         return f"it can't be read ({error})"
     return None
 

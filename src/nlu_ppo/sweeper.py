@@ -24,8 +24,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from nlu_ppo import ranks
+from nlu_ppo.composition import check_folder_name
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.mistakes import told
+from nlu_ppo.tracking.credentials import hidden
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,11 @@ class GridSweeper(Sweeper):
             )
         assert self.config is not None
         assert self.launcher is not None
+        if isinstance(self.config.study, str):
+            check_folder_name("study", self.config.study)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        (folder / "multirun.yaml").write_text(hidden(OmegaConf.to_yaml(self.config)), encoding="utf-8")
 
         cells = expand(self.params, arguments, self.cells)
         names = cell_names(cells)

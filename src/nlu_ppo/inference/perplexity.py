@@ -13,6 +13,7 @@ also lets windows stand side by side (stride = window) without leaving out the f
 
 Text goes to the tokenizer in one piece, with the special tokens that the tokenizer itself adds to a text: a
 beginning-of-sequence token, where there is one, is the t_0 that the text's own first token is predicted from.
+What is spelled like a control token in the text is text.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from nlu_ppo.config import EvalConfig
 from nlu_ppo.errors import DataError
+from nlu_ppo.inert import ids_of
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.progress import bar
 from nlu_ppo.tasks.texts import read_text
@@ -78,7 +80,7 @@ def prepare(policy: Policy, config: EvalConfig) -> Reading | None:
     if config.perplexity is None:
         return None
     text = read_text(config.perplexity)
-    ids = policy.tokenizer(text.content, verbose=False)["input_ids"] if text.content else []
+    (ids,) = ids_of(policy.tokenizer, [text.content], add_special_tokens=True) if text.content else [[]]
     if len(ids) < 2:
         raise DataError(
             f"eval.perplexity={config.perplexity}: the text has {len(ids)} tokens, and there must be two for one "

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import MALFORMED, ConfigError
 from nlu_ppo.launching.launcher import GridLauncher, check_setting, plain
 from nlu_ppo.launching.processes import Ended, Job, StopRequests
 from nlu_ppo.launching.slurm_job import TIMEOUT, SlurmRun, job_record
@@ -211,7 +211,12 @@ class SlurmQueue:
         if not self.register.exists():
             return {}
         lines = self.register.read_text(encoding="utf-8").splitlines()
-        return {entry["log"]: entry["job"] for entry in map(json.loads, lines)}
+        try:
+            return {entry["log"]: entry["job"] for entry in map(json.loads, lines)}
+        except MALFORMED as error:
+            raise ConfigError(
+                f"{self.register} can't be read ({error}): if no job of the sweep is left, remove it"
+            ) from error
 
     # -- out of it ----------------------------------------------------------------------------------------
 

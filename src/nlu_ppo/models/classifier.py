@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlu_ppo.config import ModelConfig
 from nlu_ppo.errors import ModelError
+from nlu_ppo.inert import defused
 from nlu_ppo.models.checkpointing import checkpoint_layers
 from nlu_ppo.models.files import reading, source
 from nlu_ppo.models.locate import resolve_path
@@ -64,7 +65,7 @@ class Classifier:
         Of more than two, all but the first make up the second segment, with the tokenizer's own separator between
         them.
         """
-        first, *rest = texts_of(task, example)
+        first, *rest = (defused(self.tokenizer, text) for text in texts_of(task, example))
         return first, f" {self.tokenizer.sep_token} ".join(rest) if rest else None
 
     def encode(self, task: Task, example: Example) -> tuple[dict[str, list[int]], bool]:

@@ -243,8 +243,13 @@ def load_adapter(base: Any, folder: Path) -> PeftModel:
     """Puts a saved adapter on a base model.
 
     Raises:
-        ModelError: it is an adapter of another model.
+        ModelError: it is an adapter of another model, or in a file that can run code.
     """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{folder}: there is no adapter_model.safetensors, and adapters are read from nothing else, since other "
+            f"files can run code. Load it once with PEFT, and save it with save_pretrained"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(

@@ -6,10 +6,12 @@ It needs no prompt and has weights of its own, so that its base may be another m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from nlu_ppo.inert import defused
 from nlu_ppo.models.classifier import texts_of
 from nlu_ppo.models.room import Room
 from nlu_ppo.preference.model import Query, RewardModel
@@ -46,12 +48,14 @@ class EncoderRewardModel(RewardModel):
     ) -> list[list[int]]:
         """The examples' texts and the completions as rows of tokens; the longer part loses its end where they don't
         fit. An encoder reads no prompt."""
-        separator = f" {self.tokenizer.sep_token} "
+        separator, plain = f" {self.tokenizer.sep_token} ", partial(defused, self.tokenizer)
         texts = [
-            separator.join(texts_of(prompter.task, query) if isinstance(query, Example) else query)
+            separator.join(
+                map(plain, texts_of(prompter.task, query) if isinstance(query, Example) else query)
+            )
             for query in queries
         ]
         rows = self.tokenizer(
-            texts, list(completions), truncation="longest_first", max_length=self.context_length
+            texts, list(map(plain, completions)), truncation="longest_first", max_length=self.context_length
         )
         return [list(row) for row in rows["input_ids"]]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import MALFORMED, ConfigError, DataError, first_words
 from nlu_ppo.statistics import bootstrap_interval
 from nlu_ppo.tables.collect import Run, read_jsonl
 from nlu_ppo.tables.readings import Reading
@@ -68,7 +68,25 @@ def read_answers(run: Run) -> dict[str | None, Answers]:
         if task and not also:  # a member of a group: the headline is of all of them
             sets.setdefault(None, []).append(line)
     readings = {reading.on: reading for reading in run.readings}
-    return {on: _answers(lines, readings.get(on)) for on, lines in sets.items()}
+    try:
+        return {on: _answers(lines, readings.get(on)) for on, lines in sets.items()}
+    except MALFORMED as error:
+        odd = next(
+            (line["id"] for lines in sets.values() for line in lines if not _is_sound(line)), "unknown"
+        )
+        raise DataError(
+            f"{run.folder / 'predictions.jsonl'}, id {str(odd)[:80]}: not as a run writes it ({first_words(error)}): "
+            f"remove the folder, and run it again"
+        ) from error
+
+
+def _is_sound(line: Line) -> bool:
+    """Whether an answer alone can be read."""
+    try:
+        _answers([line], None)
+    except MALFORMED:
+        return False
+    return True
 
 
 def _set_name(task: str, split: str, is_first: bool) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from nlu_ppo.errors import MALFORMED
 from nlu_ppo.tables.readings import Reading, finite, read_metrics
 from nlu_ppo.tables.settings import STAGES, flatten, telling_apart, without_seeds
 from nlu_ppo.tasks import TASKS
 
+log = logging.getLogger(__name__)
 _RUN_NAME = re.compile(r"(?P<seed>\d+)-(?P<key>[0-9a-zA-Z]+)")
 
 
@@ -173,20 +176,24 @@ def _with_settings(runs: Sequence[Run], problems: Sequence[Problem]) -> tuple[li
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; none if there is no file.
 
-    Lines that aren't JSON objects are left out: an interrupted run leaves half a line at the end, and the
-    resumed run goes on after it.
+    Lines that aren't JSON objects are left out, and a warning says so: a run that is killed leaves half a line.
     """
+    odd: list[int] = []
     try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
                 try:
                     row = json.loads(line)
-                except ValueError:
-                    continue
+                except (ValueError, RecursionError):
+                    row = None
                 if isinstance(row, dict):
                     yield row
+                elif line.strip():
+                    odd.append(number)
     except FileNotFoundError:
         return
+    if odd:
+        log.warning("%s:%d: not a JSON object; %d such lines are left out", path, odd[0], len(odd))
 
 
 def read_curve(run: Run, name: str) -> list[tuple[float, float]]:
@@ -221,7 +228,7 @@ def _read_run(folder: Path) -> Run | Problem:
         if STAGES.keys() & settings.keys():
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             settings = without_seeds(settings, config or {})
-    except (OSError, ValueError, yaml.YAMLError, _BrokenResultError):
+    except (OSError, yaml.YAMLError, _BrokenResultError, *MALFORMED):
         pass  # not there, or torn by a crash: then the path and the result tell what they can
     match = _RUN_NAME.fullmatch(folder.name)
     seed = int(match["seed"]) if match else None
@@ -238,7 +245,7 @@ def _read_run(folder: Path) -> Run | Problem:
         status = raw.get("status")
         if status == "finished":
             return _finished(folder, cell, seed, raw, settings)
-    except (OSError, ValueError, _BrokenResultError) as broken:
+    except (OSError, _BrokenResultError, *MALFORMED) as broken:
         return Problem(folder, "broken", f"result.json: {broken}", cell, seed, bool(tags), settings)
     if status in ("failed", "interrupted"):
         return Problem(folder, status, _one_line(raw.get("error")), cell, seed, True, settings)

@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nlu_ppo.choices import CONF
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import MALFORMED, ConfigError
 from nlu_ppo.tables import printed
 from nlu_ppo.tables.collect import Cell
 from nlu_ppo.tables.printed import Printed
@@ -102,7 +102,7 @@ def load_expected(study: str, folder: Path = FOLDER) -> Expected | None:
         return None
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path))  # refuses keys that stand twice, as PyYAML doesn't
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, *MALFORMED) as error:
         raise ConfigError(f"{path}: {error}") from error
     return _Reader(path).whole(raw)
 

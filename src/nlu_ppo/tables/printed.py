@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import MALFORMED, ConfigError
 
 FOLDER = Path(__file__).with_name("printed")
 SPLITS = ("validation", "test")
@@ -135,7 +135,7 @@ def load(name: str, folder: Path = FOLDER) -> Printed:
         raise ConfigError(f"there is no printed table {name!r}; there are: {', '.join(names(folder))}")
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path))  # refuses keys that stand twice, as PyYAML doesn't
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, *MALFORMED) as error:
         raise ConfigError(f"{path}: {error}") from error
     return _Reader(path).table(name, raw)
 

@@ -101,7 +101,10 @@ def finite(value: Any) -> float | None:
     """`value` if it is a finite number, else `None`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of more than 308 digits
+        return None
 
 
 def _percent(value: float | None) -> float | None:

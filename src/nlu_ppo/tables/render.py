@@ -180,4 +180,6 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _plain(value: str | float | None) -> str:
     if value is None:
         return MISSING
+    if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t"):
+        return f"'{value}"  # or a spreadsheet would compute it
     return f"{value:.6g}" if isinstance(value, float) else str(value)

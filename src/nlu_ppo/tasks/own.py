@@ -10,7 +10,7 @@ from yaml import YAMLError
 
 from nlu_ppo.choices import CONF
 from nlu_ppo.config import RecordConfig, TaskConfig, check_ranges
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import MALFORMED, ConfigError, first_words
 from nlu_ppo.record_checks import DEFAULT_METRICS, answer_words, eval_splits, splits_of, template_slots
 from nlu_ppo.tasks.record import CLOSE, OWN, HubSource, Kind, RawSource, Row, RowError, Task
 
@@ -42,15 +42,15 @@ def read_task_file(path: Path) -> TaskConfig:
         check_task(config)
     except OSError as error:
         raise ConfigError(f"{path}: there is no such task file ({error.strerror})") from error
-    except (ConfigError, OmegaConfBaseException, YAMLError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    except (ConfigError, OmegaConfBaseException, YAMLError, *MALFORMED) as error:
+        raise ConfigError(f"{path}: {first_words(error)}") from error
     return config
 
 
 def own_task_files() -> dict[str, Path]:
     """The YAML files in conf/task that describe a task of their own, by name."""
     files = sorted((CONF / "task").glob("*.yaml"))
-    return {file.stem: file for file in files if "\nrecord:" in file.read_text(encoding="utf-8")}
+    return {file.stem: file for file in files if b"\nrecord:" in file.read_bytes()}
 
 
 def build_task(name: str, record: RecordConfig, source: str) -> Task:

@@ -8,6 +8,18 @@ from typing import Any
 
 from nlu_ppo.errors import DataError
 
+# What reading a damaged file ends in beside Arrow's own errors: texts may not be UTF-8, sizes not fit.
+DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
+
 
 def parquet_files(folder: Path, config: str, split: str = "*") -> list[Path]:
     """The files of a split in a folder laid out as the hub's repositories are; of all splits by default.
@@ -41,7 +53,7 @@ def parquet_rows(path: Path, label_columns: Sequence[str]) -> Iterator[tuple[str
                         row[column] = _name_of(row[column], names[column])
                 yield f"{path} row {number}", row
                 number += 1
-    except (OSError, pyarrow.ArrowException) as error:
+    except (*DAMAGED, pyarrow.ArrowException) as error:
         raise DataError(f"{path} can't be read as a parquet file: {error}") from error
 
 

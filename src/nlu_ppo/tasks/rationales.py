@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo.errors import ConfigError, DataError
+from nlu_ppo.errors import MALFORMED, ConfigError, DataError
 from nlu_ppo.tasks.answers import parse_answer
 from nlu_ppo.tasks.record import CLOSE, CLOSE_ANALYSIS, OPEN, OPEN_ANALYSIS, Example, Kind, Label, Task
 from nlu_ppo.tasks.toy import TOY_TASKS, toy_rationale
@@ -111,7 +111,9 @@ def read_records(path: Path, pairs: bool = False) -> list[dict[str, Any]]:
         records = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except MALFORMED as error:
         raise DataError(f"{path} is no JSON: {error}") from error
     if not isinstance(records, list) or not records:
         raise DataError(f"{path}: a JSON list of records is wanted, and this is {_kind(records)}")

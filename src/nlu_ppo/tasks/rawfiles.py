@@ -277,7 +277,7 @@ def _json_rows(task: Task, raw: RawSource, path: Path) -> Iterator[Located]:
             continue
         try:
             item = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield where, RowError(f"invalid JSON ({error})")
             continue
         if not isinstance(item, Mapping):
@@ -285,7 +285,7 @@ def _json_rows(task: Task, raw: RawSource, path: Path) -> Iterator[Located]:
             continue
         try:
             rows = list(raw.rows(item)) if raw.rows else [item]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             yield where, RowError(f"not the release's shape: {_missing(error)}")
             continue
         for row in rows:
@@ -299,7 +299,7 @@ def _document_rows(raw: RawSource, path: Path) -> Iterator[Located]:
         document = json.loads(path.read_bytes().removeprefix(_BOM))
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise DataError(f"{path}: invalid JSON ({error}): is the file whole?") from error
     return ((f"{path}: {place}", row) for place, row in raw.document(document))
 

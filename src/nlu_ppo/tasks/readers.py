@@ -17,7 +17,7 @@ from typing import Any
 from nlu_ppo.errors import ConfigError, DataError
 from nlu_ppo.tasks.fields import record_answers
 from nlu_ppo.tasks.rawfiles import Located, locate, raw_rows
-from nlu_ppo.tasks.record import OWN, Example, Kind, Label, Row, RowError, Source, Task
+from nlu_ppo.tasks.record import CLOSE, OWN, Example, Kind, Label, Row, RowError, Source, Task
 from nlu_ppo.tasks.registry import get_task
 
 SOURCES = ("hub", "raw", "generated")
@@ -149,7 +149,7 @@ def _examples(
                 raise row
             if row is None:
                 raise _LeftOutError
-            found = [_example(task, split, item, to_label) for item in _items(task, row)]
+            found = _examples_of(task, split, row, to_label)
         except _LeftOutError:
             left_out += 1
             continue
@@ -181,15 +181,14 @@ def _examples(
         )
 
 
-def _items(task: Task, row: Row) -> Iterable[Row]:
-    if task.items_of is None:
-        return (row,)
+def _examples_of(task: Task, split: str, row: Row, to_label: _ToLabel) -> list[Example]:
     try:
-        return list(task.items_of(row))
+        items = (row,) if task.items_of is None else list(task.items_of(row))
+        return [_example(task, split, item, to_label) for item in items]
     except RowError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        missing = f"no {error.args[0]!r}" if isinstance(error, KeyError) else f"not the hub's shape: {error}"
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        missing = f"no {error.args[0]!r}" if isinstance(error, KeyError) else f"not the right shape: {error}"
         raise RowError(missing) from error
 
 
@@ -213,6 +212,7 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
         raise (
             error if isinstance(error, RowError) else RowError(f"a column of the wrong type ({error})")
         ) from error
+    _check_texts(fields, label, candidates)
     numbers = idx.values() if isinstance(idx, dict) else (idx,)
     return Example(
         id="-".join([split, *map(str, numbers)]),
@@ -224,6 +224,21 @@ def _example(task: Task, split: str, row: Row, to_label: _ToLabel) -> Example:
         task=task.name,
         accepted=accepted,
     )
+
+
+def _check_texts(fields: Mapping[str, Any], label: Label | None, candidates: tuple[str, ...]) -> None:
+    """Raises RowError for what is no text, and for answers that nobody can give."""
+    answers = (*(label if isinstance(label, tuple) else ()), *candidates)
+    for name, text in (*fields.items(), *(("an answer", answer) for answer in answers)):
+        if not isinstance(text, str):
+            raise RowError(f"{name} is of type {type(text).__name__}, and a text is due")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError(f"{name} holds half a character (a lone surrogate) at {error.start}") from None
+    for answer in answers:
+        if CLOSE in answer:
+            raise RowError(f"the answer {answer[:80]!r} holds {CLOSE}, which ends every answer")
 
 
 def _group(task: Task, idx: Any, fields: Mapping[str, str]) -> Any:
@@ -238,7 +253,7 @@ def _index(value: Any) -> int | dict[str, int]:
         if isinstance(value, Mapping):
             return {str(name): int(part) for name, part in value.items()}
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RowError(f"idx {value!r} is not a whole number") from None
 
 
@@ -301,7 +316,7 @@ def _minus_one_is_a_label(task: Task) -> bool:
 def _similarity(task: Task, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RowError(f"the score {value!r} is not a number") from None
     if not (math.isfinite(number) and task.low <= number <= task.high):
         raise RowError(f"the score {value!r} is not between {task.low} and {task.high}")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo.errors import DataError
+from nlu_ppo.errors import MALFORMED, DataError
 from nlu_ppo.tasks.submission import BENCHMARK_FILES, TSV_HEADER, OfficialFile
 from nlu_ppo.tasks.text_table import aligned
 
@@ -157,7 +158,7 @@ def read_candidates(study: Path) -> Iterator[Candidate]:
             result = json.loads(path.read_text(encoding="utf-8"))
             if result["status"] == "finished":
                 yield _candidate(path.parent, result)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise DataError(f"{path} can't be read as a run's result ({error!r}): start it again") from error
 
 
@@ -273,7 +274,7 @@ def read_indices(file: OfficialFile, text: str, where: str) -> list[Any]:
             continue
         try:
             indices += read(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             raise DataError(f"{where}:{number}: not in the server's format ({error!r})") from error
     return indices
 
@@ -336,5 +337,5 @@ def _read_zip(path: Path) -> dict[str, str]:
                 for item in archive.infolist()
                 if item.filename.endswith((".tsv", ".jsonl")) and "__MACOSX" not in item.filename
             }
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, *MALFORMED) as error:
         raise DataError(f"--fill {path}: can't be read as a zip of submission files ({error})") from error

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from nlu_ppo.errors import ConfigError
 
 # by the address's scheme: where MLflow's client, and PostgreSQL's, look for user and password
 VARIABLES = {
@@ -11,6 +14,24 @@ VARIABLES = {
     "https": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "postgresql": ("PGUSER", "PGPASSWORD"),
 }
+
+_IN_ADDRESS = re.compile(r"(://[^/\s:@'\"]*):[^/\s'\"]*@")
+
+
+def check_tracking_uri(uri: str | None) -> None:
+    """Raises ConfigError for a password that could not be kept out of what is written."""
+    parts = urlsplit(uri or "")
+    if parts.password is not None and parts.scheme.partition("+")[0] not in VARIABLES:
+        raise ConfigError(
+            f"tracking.uri={without_password(uri or '')}: a password can be taken from addresses of "
+            f"{', '.join(VARIABLES)} only, whose clients read it from the environment. Put it where the database's "
+            f"client looks for it (MySQL: ?read_default_file=FILE)"
+        )
+
+
+def hidden(text: str) -> str:
+    """Any text without the passwords of the addresses in it."""
+    return _IN_ADDRESS.sub(r"\1:***@", text)
 
 
 def take_password(uri: str) -> str:

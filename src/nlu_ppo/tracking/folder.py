@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nlu_ppo.errors import FolderBusyError, RunFolderError
+from nlu_ppo.errors import MALFORMED, FolderBusyError, RunFolderError
 from nlu_ppo.storage import write_atomic, writing
 
 LOG = "run.log"  # what a run says that a sweep started in a process of its own
@@ -142,10 +142,13 @@ class RunFolder:
         """
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise TypeError("no JSON object")
+            return found
         except FileNotFoundError:
             return {}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except MALFORMED as error:
             raise RunFolderError(
                 f"{path} is damaged ({error}): remove it, or start over with overwrite=true"
             ) from error
@@ -180,7 +183,18 @@ class RunFolder:
             stream.seek(offset)
             text = stream.read()
         whole = text[: text.rfind(b"\n") + 1]  # the last line may be torn by a crash
-        return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+        try:
+            lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+            if odd := [
+                line for line in lines if not isinstance(line, dict) or not isinstance(line.get("step"), int)
+            ]:
+                raise TypeError(f"no object with a step: {json.dumps(odd[0])[:80]}")
+        except MALFORMED as error:
+            raise RunFolderError(
+                f"{path} is damaged behind byte {offset} ({error}): remove the broken line, or start over with "
+                f"overwrite=true"
+            ) from error
+        return lines, offset + len(whole)
 
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after `step`, where a resumed run goes on."""

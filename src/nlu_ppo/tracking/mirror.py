@@ -7,7 +7,6 @@ the run folders at any time.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nlu_ppo.config import TrackingConfig
-from nlu_ppo.errors import TrackingError
+from nlu_ppo.errors import RunFolderError, TrackingError
 from nlu_ppo.tracking.delivery import ENDED, Delivery, connect
 from nlu_ppo.tracking.folder import RunFolder
 
@@ -158,7 +157,9 @@ def sync(outputs: Path, config: TrackingConfig) -> tuple[int, int]:
         connection = connect(config, outputs)
         there = _statuses(*connection)
         for place in run_folders(outputs):
-            record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+            record = RunFolder(place, "").read_json("run.json")
+            if not isinstance(record.get("key"), str):
+                raise RunFolderError(f"{place / 'run.json'} names no run: remove the folder, or run it again")
             folder = RunFolder(place, record["key"])
             if not folder.claim():
                 continue
