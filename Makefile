@@ -17,11 +17,12 @@ ARGS ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): constraints.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "nlu_ppo needs Python >= 3.10, and $(PYTHON) is " + sys.version.split()[0] + ": set PYTHON=...")'
 	@echo "Installing into $(VENV): 2 to 5 minutes (longer where torch brings CUDA along) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) -c constraints.txt -e '.[dev]'
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: about 4 minutes on 2 cores
