@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on
 STAMP := $(VENV)/.installed
 NAME ?= demo
 TABLE ?= demo
@@ -11,16 +12,17 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-faults lint table reproduce-table sweep ui sync tiny-model docs lock clean \
-	bench bench-quick bench-peers gpu-check
+	bench bench-quick bench-peers gpu-check audit sbom
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): constraints.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "nlu_ppo needs Python >= 3.10, and $(PYTHON) is " + sys.version.split()[0] + ": set PYTHON=...")'
 	@echo "Installing into $(VENV): 2 to 5 minutes (longer where torch brings CUDA along) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## four methods on two toy tasks, then a table and pictures: about 4 minutes on 2 cores
@@ -80,9 +82,30 @@ docs: $(STAMP) ## rewrite the generated pages of docs/
 	@$(BIN)/python -m nlu_ppo.reference
 	@$(BIN)/python -m benchmarks.report
 
-lock: $(STAMP) ## resolve constraints.txt anew, for every supported Python
-	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra api --extra slurm --extra postgres pyproject.toml -o constraints.txt
+# Not in requirements.lock: torch has several builds of one version (CUDA, CPU, ROCm), each with hashes of its own, and
+# which one a machine takes is its owner's choice. What only its CUDA build needs goes with it.
+UNHASHED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+
+# These tools need other versions of some packages than we do, and so have an environment of their own.
+TOOLS := .tools
+COMPILE = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --no-emit-index-url
+
+$(TOOLS)/bin/python:
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv pip-audit cyclonedx-bom
+
+lock: $(TOOLS)/bin/python ## resolve constraints.txt and requirements.lock anew, for every supported Python
+	@$(COMPILE) --extra dev --extra api --extra slurm --extra postgres pyproject.toml -o constraints.txt
+	@$(COMPILE) --generate-hashes --extra dev -c constraints.txt $(UNHASHED:%=--no-emit-package %) pyproject.toml -o requirements.lock
+
+audit: $(TOOLS)/bin/python ## look up every pinned version in a database of known holes; needs its network
+	@$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock $(ARGS)
+
+sbom: $(STAMP) $(TOOLS)/bin/python ## what is installed, as CycloneDX JSON: sbom.json
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON -o sbom.json
+	@echo "sbom.json lists what is installed in $(VENV)."
 
 clean: ## remove the virtual environment and caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(TOOLS) sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

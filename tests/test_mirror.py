@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from composing import config_of
 from connecting import connect_and_create
+from faulty_proxy import faulty_proxy
 from mlflow.tracking import MlflowClient
 from test_runs import lines, start
 
@@ -66,11 +67,19 @@ def test_a_failed_run_is_failed_in_mlflow_with_its_error(outputs: Path, model_di
     assert "method.k=60" in run.data.tags["error"]
 
 
+@pytest.mark.promise(
+    "MLflow that never answers, or never well", "the run ends well, and `make sync` brings it over"
+)
+@pytest.mark.parametrize("fault", ["not there", "500", "html"])
 def test_a_lost_server_stops_nothing_and_sync_brings_the_run_over(
-    outputs: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
+    outputs: Path, model_dir: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    result = start(outputs / "run", model_dir, "ppo", f"tracking.uri={NOWHERE}")
+    with faulty_proxy(NOWHERE) as proxy:
+        proxy.fault = fault
+        uri = NOWHERE if fault == "not there" else proxy.uri
+        result = start(outputs / "run", model_dir, "ppo", f"tracking.uri={uri}")
     assert result["status"] == "finished"
+    assert caplog.text.count("MLflow can't be reached or refuses") == 1
     assert "make sync" in caplog.text
     config = TrackingConfig(experiment="tests")
     assert sync(outputs, config) == (1, 0)
@@ -142,6 +151,9 @@ def test_sync_leaves_runs_at_work_alone(half_way: tuple[RunFolder, MlflowClient,
         sync(folder.path.parent, TrackingConfig(uri=NOWHERE))
 
 
+@pytest.mark.promise(
+    "MLflow that takes connections and is silent", "the run waits no longer than `tracking.patience`"
+)
 def test_a_server_that_hangs_holds_up_a_run_no_longer_than_its_patience(
     tmp_path: Path, model_dir: Path
 ) -> None:

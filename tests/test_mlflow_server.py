@@ -115,18 +115,27 @@ def check_all_there(server: MlflowServer, folder: Path, processes: list[Any]) ->
     return total
 
 
+KILLED = pytest.mark.promise(
+    "MLflow's server killed (-9) and restarted in the middle of runs", "no number is lost, none arrives twice"
+)
+
+
 @pytest.mark.slow
-def test_two_runs_survive_the_death_of_their_server(tmp_path: Path) -> None:
+@KILLED
+def test_two_runs_survive_the_death_of_their_server(tmp_path: Path, figures: dict[str, Any]) -> None:
     with mlflow_server(tmp_path, f"sqlite:///{tmp_path / 'server.db'}") as server:
         cells = [("toy_sentiment", "sft", 0, 40), ("toy_sentiment", "ppo", 0, 25)]
         processes = start_runs(server, tmp_path, cells)
-        kill_in_the_middle(server, tmp_path, processes, down=1)
-        check_all_there(server, tmp_path, processes)
+        figures["lines logged while it was dead"] = kill_in_the_middle(server, tmp_path, processes, down=1)
+        figures["numbers of 2 runs in MLflow"] = check_all_there(server, tmp_path, processes)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(LONG not in os.environ, reason=f"takes minutes: set {LONG}=1")
-def test_eight_runs_survive_the_death_of_a_server_with_postgresql(tmp_path: Path) -> None:
+@KILLED
+def test_eight_runs_survive_the_death_of_a_server_with_postgresql(
+    tmp_path: Path, figures: dict[str, Any]
+) -> None:
     programs = postgres_programs()
     if programs is None:
         pytest.skip("there is no PostgreSQL here (initdb, pg_ctl): apt install postgresql")
@@ -142,4 +151,5 @@ def test_eight_runs_survive_the_death_of_a_server_with_postgresql(tmp_path: Path
         processes = start_runs(server, tmp_path, cells)
         meanwhile = kill_in_the_middle(server, tmp_path, processes, down=10)
         total = check_all_there(server, tmp_path, processes)
-        print(f"8 runs: {total} metrics, all there; {meanwhile} lines were logged while the server was dead")
+        figures["lines logged while it was dead"] = meanwhile
+        figures["numbers of 8 runs in MLflow"] = total

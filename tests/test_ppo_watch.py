@@ -12,11 +12,11 @@ import pytest
 import torch
 from composing import config_of, run_of
 
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import ConfigError, TrainingDivergedError
 from nlu_ppo.methods.ppo import PPOTrainer
 from nlu_ppo.methods.setting import Setting
 from nlu_ppo.ppo import checkpoint, rollout
-from nlu_ppo.ppo.update import ForwardMismatchError, TrainingDivergedError
+from nlu_ppo.ppo.update import ForwardMismatchError
 from nlu_ppo.ppo.watch import WINDOW, Watch
 from nlu_ppo.run import execute
 

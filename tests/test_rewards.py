@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nlu_ppo.config import RewardConfig
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import ConfigError, RewardError
 from nlu_ppo.rewards import REWARDS, get_reward
 from nlu_ppo.tasks import get_task
 from nlu_ppo.tasks.record import Example
@@ -68,7 +68,7 @@ def test_a_reward_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def broken(completion, answer, example, *, task, config):\n    return float('nan')\n")
     reward = get_reward(RewardConfig(name=f"{file}:broken"), get_task("sst2"))
-    with pytest.raises(ValueError, match="train-0"):
+    with pytest.raises(RewardError, match="gave nan for example train-0"):
         reward("abc", 1, POSITIVE)
 
 

@@ -36,6 +36,18 @@ class ModelError(UserError):
     """A model, tokenizer or adapter doesn't fit what the run asks of it."""
 
 
+class NotFiniteError(ModelError):
+    """A model's answers are NaN or infinite: its weights are damaged, or have run away in training."""
+
+
+class TrainingDivergedError(UserError):
+    """Loss, gradient or weights are no longer finite; the last checkpoint is the last good state."""
+
+
+class RewardError(UserError):
+    """A user's reward function fails, or gives what is no number."""
+
+
 class RunFolderError(UserError):
     """The run folder already holds another run."""
 

@@ -21,7 +21,7 @@ from nlu_ppo.config import (
     RewardModelConfig,
     TrainingConfig,
 )
-from nlu_ppo.errors import DiskError, FolderBusyError, RunFolderError
+from nlu_ppo.errors import DataError, DiskError, FolderBusyError, RunFolderError
 from nlu_ppo.identity import identity, reward_model_config, run_key, start_config, subfolder, task_label
 from nlu_ppo.rationales.writing import provide
 from nlu_ppo.rewards import needed_models
@@ -130,7 +130,7 @@ def execute(run: Run) -> dict[str, Any]:
 
 def _execute(run: Run) -> dict[str, Any]:
     folder = (RunFolder if ranks.is_main() else ObservedFolder)(run.folder, run.key)
-    done = ranks.on_main(folder.open, run.config.overwrite)
+    done = ranks.on_main(lambda: folder.open(run.config.overwrite, lambda: identity(run.config)))
     try:
         if done is not None:
             print(f"already finished: {run.folder}")
@@ -183,6 +183,15 @@ def _execute(run: Run) -> dict[str, Any]:
         return result
     finally:
         folder.close()
+
+
+def check_unchanged(run: Run) -> None:
+    """Raises DataError if files that the run has just read are not those that its key was made of."""
+    if run_key(run.config) != run.key:
+        raise DataError(
+            "a file that the run reads (data, model, pairs, reward) has changed while it was read, so that what is in "
+            "memory may be half old and half new: start again when nobody writes to it"
+        )
 
 
 def finished_result(run: Run) -> dict[str, Any] | None:

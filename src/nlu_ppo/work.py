@@ -31,7 +31,7 @@ from nlu_ppo.prompting import Prompter
 from nlu_ppo.rationales.writing import rationales_of, with_analyses
 from nlu_ppo.remote import RemoteModel
 from nlu_ppo.results import evaluate_part, prediction_lines, summarize
-from nlu_ppo.run import CACHE, Recorder, Run
+from nlu_ppo.run import CACHE, Recorder, Run, check_unchanged
 from nlu_ppo.serving import served
 from nlu_ppo.tasks.rationales import Rationales
 from nlu_ppo.tasks.record import CLOSE_ANALYSIS
@@ -86,6 +86,7 @@ def work(
             "serving": served(setting) if run.trains else None,
         }
     )
+    ranks.on_main(check_unchanged, run)
     stopping.leave_if_requested()
     clock.lap("load")
 
@@ -173,6 +174,7 @@ def work_on_pairs(run: Run, folder: RunFolder, recorder: Recorder, start: Path |
             "serving": None,
         }
     )
+    ranks.on_main(check_unchanged, run)
     stopping.leave_if_requested()
     clock.lap("load")
     recorder.begin_fit()

@@ -7,6 +7,7 @@ judgement tag.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nlu_ppo import ranks
+from nlu_ppo.errors import NotFiniteError
 from nlu_ppo.inference.cache import make_room
 from nlu_ppo.inference.filters import allowed_tokens
 from nlu_ppo.inference.prefix import SharedPrefix, pad, pad_id
@@ -24,6 +26,8 @@ from nlu_ppo.inference.tree import Ids, alike
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.models.room import MOST_ROWS, fitting, in_batches
 from nlu_ppo.progress import bar
+
+NO_NUMBER = -1  # in a token's place: its row's logits are NaN or infinite
 
 
 @torch.inference_mode()
@@ -184,6 +188,8 @@ def _decode(
         tokens, logprobs = choose(policy.logits(last), column)
         keep = []
         for i, (drawn, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
+            if token == NO_NUMBER:
+                raise _not_finite("next-token scores")
             drawn.ids.append(token)
             if logprobs is not None:
                 drawn.logprobs.append(logprobs[i])
@@ -208,7 +214,8 @@ def _choose(
     logits: Tensor, numbers: Tensor | None, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[Tensor, Tensor | None]:
     if numbers is None:
-        return logits.argmax(-1), None
+        best = logits.max(-1)  # NaN if any is
+        return best.indices.masked_fill(~best.values.isfinite(), NO_NUMBER), None
     scaled = logits.double() / temperature
     if top_k is not None or top_p is not None:
         scaled.masked_fill_(~allowed_tokens(scaled, top_k, top_p), -torch.inf)
@@ -216,8 +223,18 @@ def _choose(
     probabilities = torch.softmax(scaled, -1)
     cumulated = probabilities.cumsum(-1)
     # scaled by the sum, which rounding leaves a little off 1; right=True passes over tokens of probability 0
-    tokens = torch.searchsorted(cumulated, numbers.unsqueeze(1) * cumulated[:, -1:], right=True)
-    return tokens.squeeze(1), probabilities.gather(1, tokens).log().to(logits.dtype).squeeze(1)
+    total = cumulated[:, -1:]
+    tokens = torch.searchsorted(cumulated, numbers.unsqueeze(1) * total, right=True)
+    broken = ~total.isfinite()  # such a row's token is none of the vocabulary's
+    logprobs = probabilities.gather(1, tokens.masked_fill(broken, 0)).log().to(logits.dtype)
+    return tokens.masked_fill_(broken, NO_NUMBER).squeeze(1), logprobs.squeeze(1)
+
+
+def _not_finite(what: str) -> NotFiniteError:
+    return NotFiniteError(
+        f"the model's {what} are NaN or infinite: its weights are damaged, or have run away in training (lower "
+        f"method.learning_rate), or are too large for model.dtype"
+    )
 
 
 @torch.inference_mode()
@@ -248,6 +265,8 @@ def score_answers(
         owners = [row for row in rows for _ in answers[row]]
         found = score(policy, prefix, [prompts[i] for i in rows], [answers[i] for i in rows])
         for row, total in zip(owners, found.tolist(), strict=True):
+            if math.isnan(total):
+                raise _not_finite("answers' log-probabilities")
             scores[row].append(total)
         yield from rows
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from nlu_ppo.config import TrainingConfig
+from nlu_ppo.errors import TrainingDivergedError
 
 FLOOR = 0.1  # the cosine ends at a tenth of the peak (paper A, appendix C)
 
@@ -48,6 +49,14 @@ def rate_factor(config: TrainingConfig, step: int, steps: int) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def diverged(step: int, error: Exception) -> TrainingDivergedError:
+    """The error of a training that has run away in its step `step` (from 1), with what to do."""
+    return TrainingDivergedError(
+        f"step {step}: {error}. Checkpoints are from before: if it was chance, such as a fault of the machine, the "
+        f"same command goes on from the last one"
+    )
 
 
 def steps_of(config: TrainingConfig, examples: int) -> int:

@@ -12,14 +12,15 @@ import torch
 
 from nlu_ppo import ranks, stopping
 from nlu_ppo.config import PPOConfig
+from nlu_ppo.errors import NotFiniteError, TrainingDivergedError
 from nlu_ppo.methods.curriculum import training_stream
 from nlu_ppo.methods.judging import judge_by
-from nlu_ppo.methods.optimization import build_optimizer, rate_factor, steps_of
+from nlu_ppo.methods.optimization import build_optimizer, diverged, rate_factor, steps_of
 from nlu_ppo.methods.setting import Selector, Setting, finished
 from nlu_ppo.ppo import checkpoint
 from nlu_ppo.ppo.maths import KLController, RewardScaler, RunningMoments
 from nlu_ppo.ppo.rollout import Rollouts, collect, statistics
-from nlu_ppo.ppo.update import ForwardMismatchError, TrainingDivergedError, update
+from nlu_ppo.ppo.update import ForwardMismatchError, update
 from nlu_ppo.ppo.watch import Watch
 from nlu_ppo.progress import bar
 from nlu_ppo.tasks.record import Example
@@ -78,7 +79,10 @@ class PPOTrainer:
     def train(self) -> None:
         self._resume()
         with stopping.at_step_ends():
-            self._loop()
+            try:
+                self._loop()
+            except (NotFiniteError, TrainingDivergedError) as error:
+                raise diverged(self.step + 1, error) from error
         stopping.leave_if_requested()
         self.selector.restore_best()
 
@@ -135,9 +139,7 @@ class PPOTrainer:
         values["train/shortened"] = sum(p.shortened for p in prompts) / len(prompts)
         values |= update(self.policy, self.optimizer, rollouts, self.config, self.shuffling)
         if not torch.stack([torch.isfinite(p).all() for _, p in self.policy.trainable()]).all():
-            raise TrainingDivergedError(
-                f"step {self.step + 1} moved weights beyond what is finite: lower method.learning_rate"
-            )
+            raise TrainingDivergedError("it moved weights beyond what is finite: lower method.learning_rate")
         self.kl.update(values["ppo/kl"], len(batch))
         values["train/learning_rate"] = rate
         self._warn(values, batch, rollouts)

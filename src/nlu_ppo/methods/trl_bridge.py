@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from nlu_ppo import ranks, stopping
 from nlu_ppo.config import TrainingConfig
-from nlu_ppo.errors import DiskError, ModelError
+from nlu_ppo.errors import DiskError, ModelError, NotFiniteError, TrainingDivergedError
 from nlu_ppo.inference.prefix import pad_id
-from nlu_ppo.methods.optimization import build_optimizer, rate_factor
+from nlu_ppo.methods.optimization import build_optimizer, diverged, rate_factor
 from nlu_ppo.methods.setting import Selector, Setting
 from nlu_ppo.models.room import ADVICE, NoRoomError, first_line, is_out_of_memory
 from nlu_ppo.models.sharding import frozen_names
@@ -44,6 +44,7 @@ def arguments(setting: Setting, method: TrainingConfig, steps: int, rows: int) -
         "max_grad_norm": method.max_grad_norm or 0.0,
         "remove_unused_columns": False,  # the number: the columns that are used are made of it
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # or a loss that is NaN is logged as 0
         "save_strategy": "steps" if method.checkpoint_every else "no",
         "save_steps": method.checkpoint_every or 1,
         "save_total_limit": 2,
@@ -202,6 +203,8 @@ def _train(trainer: Trainer, resume: Path | None, steps: int, examples_a_step: i
     try:
         with writing(checkpoints):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except (NotFiniteError, TrainingDivergedError) as error:
+        raise diverged(trainer.state.global_step + 1, error) from error
     except DiskError:
         for folder in checkpoints.glob("checkpoint-*"):
             if not (folder / SEAL).exists():  # half a checkpoint, on a full disk
@@ -224,6 +227,20 @@ class _Bridge(TrainerCallback):
         if state.global_step:
             _load_selected(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._start)
             self._select(state)  # if the run was interrupted before it came to that
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """What is NaN or infinite never moves the weights."""
+        gradients = [p.grad for _, p in self._setting.policy.trainable() if p.grad is not None]
+        if not _finite(gradients):
+            raise TrainingDivergedError(
+                "the loss or its gradient is no longer finite: lower method.learning_rate, or set method.max_grad_norm"
+            )
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not _finite([p for _, p in self._setting.policy.trainable()]):
+            raise TrainingDivergedError("it moved weights beyond what is finite: lower method.learning_rate")
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -260,6 +277,10 @@ class _Bridge(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.close()
+
+
+def _finite(tensors: Sequence[torch.Tensor]) -> bool:
+    return not tensors or bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all())
 
 
 def _step_of(folder: Path) -> int:

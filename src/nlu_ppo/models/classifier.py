@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nlu_ppo.config import ModelConfig
-from nlu_ppo.errors import ModelError
+from nlu_ppo.errors import ModelError, NotFiniteError
 from nlu_ppo.inert import defused
 from nlu_ppo.models.checkpointing import checkpoint_layers
 from nlu_ppo.models.files import reading, source
@@ -112,6 +112,11 @@ class Classifier:
         return [prompts[i] for i in every], texts, [labels[i] for i in every]
 
     def _labels(self, logits: Tensor) -> list[Label | None]:
+        if not logits.isfinite().all():
+            raise NotFiniteError(
+                "the encoder's scores are NaN or infinite: its weights are damaged, or have run away in training "
+                "(lower method.learning_rate)"
+            )
         if self.task.kind is Kind.REGRESS:
             return list(logits.squeeze(-1).clamp(self.task.low, self.task.high).tolist())
         return list(logits.argmax(-1).tolist())

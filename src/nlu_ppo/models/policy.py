@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from nlu_ppo.errors import ModelError
+from nlu_ppo.errors import ModelError, NotFiniteError
 from nlu_ppo.models.checkpointing import checkpoint_layers, checkpoints
 from nlu_ppo.models.lean import make_lean
 from nlu_ppo.models.memory import keep_freed_memory
@@ -289,6 +289,11 @@ class Policy:
             if self.shards is not None:
                 self.shards.run_forward()
             theirs = self.base(input_ids=ids, use_cache=False).logits.float()
+        if theirs.isnan().any():
+            raise NotFiniteError(
+                f"the model gives NaN for a few plain tokens: its weights are damaged, or too large for "
+                f"{self.base.dtype} (model.dtype)"
+            )
         if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
             gap = (ours - theirs).abs().max().item()
             raise ModelError(

@@ -11,14 +11,11 @@ import torch
 
 from nlu_ppo import ranks
 from nlu_ppo.config import PPOConfig
+from nlu_ppo.errors import TrainingDivergedError
 from nlu_ppo.models.policy import Policy
 from nlu_ppo.ppo import maths
 from nlu_ppo.ppo.forward import in_micro_batches, score_completions
 from nlu_ppo.ppo.rollout import Rollouts
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss is no longer finite; the last checkpoint is the last good state."""
 
 
 class ForwardMismatchError(RuntimeError):
@@ -59,7 +56,7 @@ def update(
         if not math.isfinite(totals["ppo/loss"]) or not torch.isfinite(norm):
             raise TrainingDivergedError(
                 f"PPO's loss or gradient is no longer finite (loss {totals['ppo/loss']:.4g}, gradient "
-                f"norm {norm:.4g}): lower method.learning_rate, or set method.max_grad_norm"
+                f"norm {norm:.4g}): lower method.learning_rate, set method.max_grad_norm, or look for huge rewards"
             )
         totals["ppo/grad_norm"] += norm.item()
         if config.target_kl is not None and found.sums["approx_kl"] > config.target_kl:

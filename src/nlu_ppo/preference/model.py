@@ -6,6 +6,7 @@ kind, on an encoder, is in `encoder.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from nlu_ppo.errors import NotFiniteError
 from nlu_ppo.inference.prefix import pad, pad_id
 from nlu_ppo.models.checkpointing import checkpoint_layers
 from nlu_ppo.models.room import Room, in_batches
@@ -74,7 +76,13 @@ class RewardModel:
 
         def score(batch: list[int]) -> Iterator[tuple[int, float]]:
             ids, mask = pad([rows[i] for i in batch], pad_id(self.tokenizer), "right", self.device)
-            yield from zip(batch, self.batch_rewards(ids, mask).tolist(), strict=True)
+            told = self.batch_rewards(ids, mask).tolist()
+            if not all(map(math.isfinite, told)):
+                raise NotFiniteError(
+                    "the reward model's rewards are NaN or infinite: its weights are damaged, or have run away in "
+                    "training (lower its learning_rate)"
+                )
+            yield from zip(batch, told, strict=True)
 
         def keep(scored: tuple[int, float]) -> int:
             found[scored[0]] = scored[1]

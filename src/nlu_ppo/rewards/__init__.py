@@ -11,20 +11,23 @@ To add one, put a file beside this one (or anywhere: `reward.name=path/to/file.p
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import math
 import pkgutil
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from nlu_ppo.config import RewardConfig
-from nlu_ppo.errors import ConfigError
+from nlu_ppo.errors import ConfigError, RewardError, UserError
 from nlu_ppo.rewards.noise import check_noise
 from nlu_ppo.tasks.record import Example, Label, Task
 
 COMPOSITE = "composite"
+LARGEST = 3.4e38  # what float32 holds, in which training computes
 
 BoundReward = Callable[..., float]
 
@@ -101,7 +104,7 @@ def needed_models(config: RewardConfig, name: str | None = None) -> tuple[str, .
 
 
 def get_reward(config: RewardConfig, task: Task) -> BoundReward:
-    """The reward of the config, bound to it and to the task; a value that is not finite is an error.
+    """The reward of the config, bound to it and to the task; what is no finite number is a RewardError.
 
     What it returns takes completion, answer and example, and where reward models are asked (`needed_models`) what
     each of them says.
@@ -117,12 +120,27 @@ def get_reward(config: RewardConfig, task: Task) -> BoundReward:
         completion: str, answer: Label | None, example: Example, scores: Mapping[str, float] | None = None
     ) -> float:
         told = {"scores": scores or {}} if asked else {}
-        value = float(function(completion, answer, example, task=task, config=config, **told))
-        if not math.isfinite(value):
-            raise ValueError(f"reward {config.name} gave {value} for example {example.id}: {completion!r}")
-        return value
+        return _number(
+            config,
+            example,
+            completion,
+            function(completion, answer, example, task=task, config=config, **told),
+        )
 
     return bound
+
+
+def _number(config: RewardConfig, example: Example, completion: str, value: object) -> float:
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several numbers
+        number = math.nan
+    if not abs(number) <= LARGEST:
+        raise RewardError(
+            f"reward.name={config.name} gave {repr(value)[:80]} for example {example.id}, completion "
+            f"{completion[:80]!r}: a reward is one finite number. Mend the function, and start again"
+        )
+    return number
 
 
 def _check(config: RewardConfig, task: Task) -> None:
@@ -163,8 +181,37 @@ def _from_file(name: str) -> Reward:
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise ConfigError(f"reward.name={name}: there is no file {path}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"reward.name={name}: the file can't be loaded: {_told(error, path)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ConfigError(f"reward.name={name}: {path} defines no function {attribute}")
-    return function
+    return _guarded(function, name, path)
+
+
+def _guarded(function: Callable[..., float], name: str, path: str) -> Reward:
+    """A user's function, whose errors are told as what they are: not ours."""
+
+    @functools.wraps(function)
+    def guarded(completion: str, answer: Label | None, example: Example, **told: object) -> float:
+        try:
+            return function(completion, answer, example, **told)
+        except UserError:
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"reward.name={name} fails for example {example.id}, completion {completion[:80]!r}: "
+                f"{_told(error, path)}. Mend the function, and start again (it is called with completion, "
+                f"answer, example, task= and config=)"
+            ) from error
+
+    return guarded
+
+
+def _told(error: Exception, path: str) -> str:
+    """An error in a user's file, with the last line of it that was at work."""
+    lines = [step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == path]
+    where = f"{path}:{lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ Examples are passed on one at a time and kept by `tasks.spool`, so that large tr
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections import Counter
@@ -18,7 +19,7 @@ from nlu_ppo.tasks.parquet import parquet_files
 from nlu_ppo.tasks.rawfiles import locate
 from nlu_ppo.tasks.readers import raw_files, read_split, sources
 from nlu_ppo.tasks.record import OWN, Example, Label, Task
-from nlu_ppo.tasks.registry import tasks_of
+from nlu_ppo.tasks.registry import get_task, tasks_of
 from nlu_ppo.tasks.spool import hold, select
 
 
@@ -213,7 +214,7 @@ def data_fingerprint(task: Task, config: TaskConfig, splits: Sequence[str] | Non
             return _hash_files([(file.name, file) for file in files])
         where = config.hub_path or f"{task.hub.path}@{task.hub.revision}"
         return f"hub:{where}/{task.hub.config}"
-    return _hash_examples(read_split(task, split, "generated") for split in splits)
+    return _hash_generated(task.name, tuple(splits))
 
 
 def _own_files(task: Task, splits: Sequence[str], data_dir: str | None) -> list[tuple[str, Path]]:
@@ -238,9 +239,10 @@ def _hash_files(files: Sequence[tuple[str, Path]]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _hash_examples(splits: Iterable[Iterable[Example]]) -> str:
-    digest = hashlib.sha256()
+@functools.cache  # a run asks for it several times, and what is generated doesn't change
+def _hash_generated(name: str, splits: tuple[str, ...]) -> str:
+    task, digest = get_task(name), hashlib.sha256()
     for split in splits:
-        for example in split:
+        for example in read_split(task, split, "generated"):
             digest.update(repr((example.id, sorted(example.fields.items()), example.label)).encode())
     return f"sha256:{digest.hexdigest()}"

@@ -52,8 +52,10 @@ def connect(config: TrackingConfig, outputs: Path) -> tuple[MlflowClient, str]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
+    from mlflow.store.db import utils
     from mlflow.tracking import MlflowClient
 
+    utils.MAX_RETRY_COUNT = 1  # of a database that can't be opened: nine more take minutes, and hold the lock
     uri = take_password(config.uri) if config.uri else default_uri(outputs)
     if uri.startswith(("http:", "https:")):
         client = MlflowClient(tracking_uri=uri)

@@ -125,7 +125,7 @@ class Mirror:
                 "MLflow can't be reached or refuses (%s: %s). The run goes on, and its folder %s has everything. "
                 "%s; `make sync` brings over what is missing in the end.",
                 type(error).__name__,
-                error,
+                first_line(error),
                 self.folder.path,
                 after,
             )
@@ -170,14 +170,30 @@ def sync(outputs: Path, config: TrackingConfig) -> tuple[int, int]:
             brought, present = brought + done, present + (not done)
     except Exception as error:
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
-        if not isinstance(error, MlflowException):
+        if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
             raise
         raise TrackingError(
-            f"{place}: MLflow can't be reached or refuses ({error}). {brought} runs were brought over before; "
-            f"the same command goes on from there."
+            f"{place}: MLflow can't be reached or refuses ({first_line(error)}). {brought} runs were brought over "
+            f"before; the same command goes on from there.{_if_damaged(error, config, outputs)}"
         ) from error
     return brought, present
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the SQL and the links that databases put behind it."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _if_damaged(error: Exception, config: TrackingConfig, outputs: Path) -> str:
+    """What to do about a database file that is none any more."""
+    if config.uri or not any(words in str(error) for words in ("not a database", "malformed")):
+        return ""
+    return (
+        f" {outputs / 'mlflow.db'} is damaged: move it away, and the same command builds a new one from the run "
+        f"folders, which have everything."
+    )
 
 
 def _complete(folder: RunFolder, connection: tuple[Any, str], status: str | None) -> bool:
