@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from attempts import COMMON, differences, step_of
+from attempts import COMMON, TRAINING, differences, step_of
 from forked import Forge, Forked, forge
 from safetensors.torch import load_file, save_file
 
 from nlu_ppo.models.locate import TINY
 from nlu_ppo.storage import damage
 
-RUN = (*COMMON, "task=toy_nli", "method.max_steps=5", "method.checkpoint_every=1", "method.select_every=0")
+SETTINGS = ("task=toy_nli", "method.max_steps=5", "method.checkpoint_every=1", "method.select_every=0")
+RUN = (*COMMON, *TRAINING, *SETTINGS)
 METHODS = ("sft", "ppo", "grpo", "rloo", "reward_model")
 in_suite = [
     pytest.param(name, marks=() if name in ("sft", "ppo") else pytest.mark.thorough) for name in METHODS

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import COMMON, ROOT, differences, last_step
+from attempts import COMMON, ROOT, TRAINING, differences, last_step
 from faulty_proxy import FaultyProxy, faulty_proxy
 from forked import Forge, Forked, forge
 from mlflow.tracking import MlflowClient
@@ -28,7 +28,7 @@ from nlu_ppo.tracking.delivery import default_uri
 from nlu_ppo.tracking.mirror import sync
 
 RUN = (
-    *(word for word in COMMON if word != "tracking=none"),
+    *(word for word in (*COMMON, *TRAINING) if word != "tracking=none"),
     "method=sft", "task=toy_sentiment", "lora=paper", "method.select_every=4", "method.checkpoint_every=0",
 )  # fmt: skip
 WARNING = "MLflow can't be reached or refuses"
