@@ -13,7 +13,7 @@ from nlu_ppo.errors import DiskError
 from nlu_ppo.mistakes import explain
 from nlu_ppo.prompt_cache import PromptCache
 from nlu_ppo.prompting import Prompt
-from nlu_ppo.storage import as_disk_error, damage, newest_whole, seal, write_atomic
+from nlu_ppo.storage import as_disk_error, damage, newest_whole, seal, write_atomic, writing
 from nlu_ppo.tracking.folder import RunFolder
 
 FULL = Path("/dev/full")
@@ -51,8 +51,25 @@ def test_metrics_without_room_are_a_mistake_of_no_programmer(tmp_path: Path) -> 
     assert "metrics.jsonl" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("number", "do"),
+    [(errno.EROFS, "mounted for writing"), (errno.EACCES, "the permission"), (errno.EIO, "the disk fails"),
+     (errno.ENOTDIR, "a file stands where"), (errno.EMFILE, "ulimit -n")],
+)  # fmt: skip
+def test_what_a_system_refuses_is_named_with_what_to_do(tmp_path: Path, number: int, do: str) -> None:
+    for error in (
+        OSError(number, "no", str(tmp_path / "file")),
+        RuntimeError(f"could not write (os error {number})"),
+    ):
+        with pytest.raises(DiskError) as found, writing(tmp_path / "file"):
+            raise error
+        assert str(found.value).startswith(f"{tmp_path / 'file'}: {os.strerror(number)}; ")
+        assert do in str(found.value)
+
+
 def test_errors_that_say_something_else_stay_what_they_are(tmp_path: Path) -> None:
-    assert as_disk_error(PermissionError(errno.EACCES, "no"), tmp_path) is None
+    assert as_disk_error(PermissionError(errno.EPERM, "no process of yours")) is None
+    assert as_disk_error(FileNotFoundError(errno.ENOENT, "no"), tmp_path) is None
     assert as_disk_error(RuntimeError("No such checkpoint"), tmp_path) is None
     assert as_disk_error(OSError(errno.EDQUOT, "quota", str(tmp_path / "x")), None) is not None
 

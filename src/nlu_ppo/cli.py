@@ -150,7 +150,7 @@ def command_line(main: Callable[[], Any]) -> None:
     except SweepError as failed:
         print(f"error: {failed}", file=sys.stderr)
         sys.exit(FAILED)
-    except (HydraException, OmegaConfBaseException, UserError) as error:
+    except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
         _give_up(error)
     except KeyboardInterrupt as stop:
         close_bars()

@@ -69,4 +69,4 @@ class FolderBusyError(RunFolderError):
 
 
 class DiskError(UserError):
-    """There is no room to write a file."""
+    """There is no room to write a file, or it may not be written, or its disk fails."""

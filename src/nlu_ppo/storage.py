@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,11 +19,24 @@ log = logging.getLogger(__name__)
 
 SEAL = "complete.json"  # written last into a folder: its files by name, with size and SHA-256
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What else a system answers that is no fault of the program, and what there is to do.
+REFUSALS = {
+    errno.EROFS: "take another outputs=DIR, or have the disk mounted for writing",
+    errno.EACCES: "this user needs the permission, or another outputs=DIR",
+    errno.EPERM: "this user needs the permission, or another outputs=DIR",
+    errno.ENOTDIR: "a file stands where a folder has to be: move it away, or take another outputs=DIR",
+    errno.EIO: "the disk fails, or is gone: see to it",
+    errno.ESTALE: "the disk fails, or is gone: see to it",
+    errno.ENODEV: "the disk fails, or is gone: see to it",
+    errno.ENOTCONN: "the disk fails, or is gone: see to it",
+    errno.EMFILE: "this process has too many files open: raise the limit (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open: close some, or raise its limit",
+}
 # safetensors (Rust) keeps the number in its text, torch.save (C++) none: it only finds its file too short.
-LIBRARIES_SAY = (*(f"os error {number}" for number in NO_ROOM), "PytorchStreamWriter", "unexpected pos")
+LIBRARIES_SAY = (*(f"os error {number})" for number in NO_ROOM), "PytorchStreamWriter", "unexpected pos")
 
 
-# -- a full disk ---------------------------------------------------------------------------------------------
+# -- disks that don't do as they are asked --------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -30,7 +44,8 @@ def writing(path: Path) -> Iterator[None]:
     """Around whatever writes `path` (a file, or files below it).
 
     Raises:
-        DiskError: the disk is full, or the quota or the limit on a file's size is used up.
+        DiskError: the disk is full, or the quota or the limit on a file's size is used up; or it may not be written to,
+            fails, or is gone.
     """
     try:
         yield
@@ -42,7 +57,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def as_disk_error(error: BaseException, path: Path | None = None) -> DiskError | None:
-    """What to tell the user if there was no room to write a file, else `None`.
+    """What to tell the user if a file can't be written, or opened, for a reason outside the program, else `None`.
 
     Args:
         path: what was being written, where the error doesn't know.
@@ -52,9 +67,22 @@ def as_disk_error(error: BaseException, path: Path | None = None) -> DiskError |
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         known = error.filename if isinstance(error.filename, str) else None
         return _no_room(path if known is None else Path(known), os.strerror(error.errno))
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        named = Path(error.filename) if isinstance(error.filename, str) else path
+        return None if named is None else _refused(named, error.errno)
     if path is not None and any(words in str(error) for words in LIBRARIES_SAY):
         return _no_room(path, str(error).splitlines()[0])
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if path is not None and number and int(number[1]) in REFUSALS:
+        return _refused(path, int(number[1]))
     return None
+
+
+def _refused(path: Path, number: int) -> DiskError:
+    return DiskError(
+        f"{path}: {os.strerror(number)}; {REFUSALS[number]}. What was finished before is whole, and the same command "
+        f"goes on"
+    )
 
 
 def _no_room(path: Path | None, reason: str) -> DiskError:
