@@ -77,7 +77,7 @@ def trial(
     """One run, killed at `kinds` of moments; returns what is wrong with it."""
     every = chance.randint(1, 5)
     arguments = arguments_of(name, *([f"method.checkpoint_every={every}"] if trains(name) else []))
-    wrong, story, expected = [], [], set()
+    wrong, story, expected, hurt = [], [], set(), None
     log = folder.with_name(folder.name + ".log")
     for kind in kinds:
         number = signal.SIGKILL if kind != "asked" else chance.choice(ASKING)
@@ -95,16 +95,20 @@ def trial(
         story.append(f"{kind} {number.name if alive else '-'} at {at} (code {code}), goes on from {good}")
         if alive and number != signal.SIGKILL and code not in (0, 128 + number):
             wrong.append(f"exit code {code} after {number.name}")
-        if at > 0 and good < (at - 1) // every * every:
+        if (
+            at > 0 and good < (at - 1) // every * every and hurt is None
+        ):  # what we damaged is gone, and was logged
             wrong.append(f"killed after step {at}, and the newest good checkpoint is of step {good}")
         trained = "the run writes a checkpoint" in log.read_text()[before:]
         if code == 128 + number and trained and at > 0 and good != at:
             wrong.append(f"{number.name} after step {at} left a checkpoint of step {good}")
         if code == 128 + number and begun_at(folder) != begun and not said_interrupted(folder):
             wrong.append("result.json does not say that the run was interrupted")
-        if chance.random() < 0.3 and (hurt := hurt_a_checkpoint(folder, chance)):
+        done = hurt_a_checkpoint(folder, chance) if chance.random() < 0.3 else None
+        if done is not None:
+            hurt = done
             counts["checkpoints damaged"] += 1
-            story.append(hurt)
+            story.append(done)
         expected |= {step_of(p) for p in all_checkpoints(folder) if damage(p) is None}
     last = start(folder, *arguments)
     if last.wait() != 0:

@@ -94,6 +94,12 @@ def _check_names(config: Config) -> None:
         "lora.name": config.lora.name,
         **{f"task.members[{i}]": name for i, name in enumerate(config.task.members or ())},
     }
+    model = config.model.name
+    if config.model.kind == "endpoint" and "/" in model:
+        raise ConfigError(
+            f"model.name={model} is to name folders and rows: say model.name={model.rpartition('/')[2]} "
+            f"model.endpoint.model={model}"
+        )
     for key, name in names.items():
         check_folder_name(key, name)
     if config.method.name not in METHOD_SCHEMAS:
@@ -221,11 +227,6 @@ def _check_encoder(config: Config) -> None:
 def _check_remote(config: Config) -> None:
     """A model behind a server answers, and nothing else: its weights and its likelihoods are out of reach."""
     model = config.model
-    if "/" in model.name:
-        raise ConfigError(
-            f"model.name={model.name} is to name folders and rows: say model.name={model.name.rpartition('/')[2]} "
-            f"model.endpoint.model={model.name}"
-        )
     check_address(model.endpoint.base_url, "model.endpoint.base_url")
     if not isinstance(config.method, (ZeroShotConfig, FewShotConfig)):
         raise ConfigError(
