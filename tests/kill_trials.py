@@ -93,7 +93,9 @@ def trial(
         code, at, good = attempt.wait(), last_step(folder), newest_good(folder)
         counts["kill -9" if code == -signal.SIGKILL else "other signals" if code > 2 else "too late"] += 1
         story.append(f"{kind} {number.name if alive else '-'} at {at} (code {code}), goes on from {good}")
-        if alive and number != signal.SIGKILL and code not in (0, 128 + number):
+        nothing_said = (len(log.read_text()) if log.exists() else 0) == before  # it came before Python was up
+        usual = (0, 128 + number, *([-number] if nothing_said else []))
+        if alive and number != signal.SIGKILL and code not in usual:
             wrong.append(f"exit code {code} after {number.name}")
         if (
             at > 0 and good < (at - 1) // every * every and hurt is None

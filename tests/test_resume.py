@@ -125,6 +125,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert differences(whole, tmp_path / "half") == []
 
 
+@pytest.mark.parametrize("method", ["ppo", "sft"])
+def test_a_step_is_scored_once_however_often_the_run_is_ended(
+    tmp_path: Path, model_dir: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in step 2, whose weights are then not scored; the next attempt scores them, and is killed in step 3."""
+    more = ("method.max_steps=4", "method.checkpoint_every=0", "method.select_every=2")
+    start(tmp_path / "whole", model_dir, method, *more)
+    original = Recorder.log
+
+    def ask(self: Recorder, step: int, examples: int, values: Any) -> None:
+        if step == 2 and "train/learning_rate" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, step, examples, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "log", ask)
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            start(tmp_path / "run", model_dir, method, *more)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "run", model_dir, method, *more)
+    start(tmp_path / "run", model_dir, method, *more)
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+
 @pytest.mark.promise(
     "all checkpoints damaged",
     "each is named, and the run begins anew, to the same end",

@@ -109,7 +109,7 @@ def test_a_torn_last_line_of_metrics_is_no_line(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 2, "loss": 0.')
     assert folder.read_metrics() == [{"step": 1, "text": "a\u2028b"}]
-    folder.truncate_metrics(1)
+    folder.truncate_metrics(1, scored=1)
     folder.append_metrics({"step": 2})
     assert [line["step"] for line in folder.read_metrics()] == [1, 2]
 

@@ -229,4 +229,4 @@ class PPOTrainer:
             self.load_state(state)
             self.first_step = self.step
             log.info("going on from step %d", self.step)
-        folder.truncate_metrics(self.step if state is not None else -1)
+        folder.truncate_metrics(self.step if state is not None else -1, self.selector.scored)

@@ -114,7 +114,7 @@ def fit(
         model = setting.policy.model
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen_names(model))
     resume = ranks.on_main(_newest, folder)
-    folder.truncate_metrics(_step_of(resume) if resume else -1)
+    folder.truncate_metrics(*(_step_of(resume), _read_selected(resume)["scored"]) if resume else (-1, -1))
     if resume is not None:
         room.found |= _read_selected(resume).get("room", {})
     with stopping.at_step_ends():

@@ -202,9 +202,19 @@ class RunFolder:
             ) from error
         return lines, offset + len(whole)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Forgets what was logged after `step`, where a resumed run goes on."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
+    def truncate_metrics(self, step: int, scored: int) -> None:
+        """Forgets what was logged after the checkpoint that a resumed run goes on from.
+
+        Args:
+            step: the checkpoint's.
+            scored: the last step whose weights it knows the score of. A checkpoint that a signal asked for is written
+                before its step is scored; the next attempt does that, and may be killed before its own checkpoint.
+        """
+        kept = [
+            line
+            for line in self.read_metrics()
+            if line["step"] <= step and (line["step"] <= scored or not _is_score(line))
+        ]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     @property
@@ -218,6 +228,11 @@ class RunFolder:
     def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(jsonable(p), ensure_ascii=False) + "\n" for p in predictions)
         write_atomic(self.path / "predictions.jsonl", text)
+
+
+def _is_score(line: Mapping[str, Any]) -> bool:
+    """Whether a line of metrics is the score of held-out data during training."""
+    return any(name.startswith("select/") for name in line)
 
 
 CHANGED = {  # parts of a run's identity that stand for contents, in words
@@ -282,7 +297,7 @@ class ObservedFolder(RunFolder):
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         pass
 
-    def truncate_metrics(self, step: int) -> None:
+    def truncate_metrics(self, step: int, scored: int) -> None:
         pass
 
     def write_submission(self, name: str, text: str) -> None:
