@@ -154,6 +154,14 @@ def test_scoring_in_smaller_parts() -> None:
         assert torch.allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12, atol=1e-12), name
 
 
+out_of_memory = pytest.mark.promise(
+    "out of memory",
+    "what doesn't fit is done again in halves, to the end of a run with smaller sizes; where one row doesn't fit, one "
+    "line says what to do",
+)
+
+
+@out_of_memory
 def test_one_row_that_does_not_fit_is_a_clear_error() -> None:
     with pytest.raises(
         NoRoomError, match=r"one row at a time.*Tried to allocate.*gradient_checkpointing"
@@ -257,6 +265,7 @@ def rows_to_train_on(most: int, since: int = 0) -> Callable[[torch.Tensor], bool
     return fits
 
 
+@out_of_memory
 @pytest.mark.parametrize(
     "method",
     [
@@ -329,6 +338,7 @@ def limited(folder: Path, room: int, *overrides: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.thorough
+@out_of_memory
 def test_a_run_whose_memory_really_ends(tmp_path: Path) -> None:
     """128 rows of the tiny model take about 1.2 GiB in SFT; with room for 700 MiB their allocation fails, and half of
     them go through. The result is that of a run with all the room it wants."""
