@@ -81,6 +81,7 @@ tiny-model: $(STAMP) ## train the embedded model again: about 20 minutes
 docs: $(STAMP) ## rewrite the generated pages of docs/
 	@$(BIN)/python -m nlu_ppo.reference
 	@$(BIN)/python -m benchmarks.report
+	@$(BIN)/python tests/promises.py
 
 # Not in requirements.lock: torch has several builds of one version (CUDA, CPU, ROCm), each with hashes of its own, and
 # which one a machine takes is its owner's choice. What only its CUDA build needs goes with it.

@@ -83,7 +83,8 @@ def table(known: dict[str, dict[str, Any]]) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital in front, unless that would rename a file."""
+    return text if "." in text.split()[0] else text[:1].upper() + text[1:]
 
 
 def _last_run(found: list[dict[str, Any]]) -> str:

@@ -16,8 +16,8 @@ from mlflow.tracking import MlflowClient
 from test_runs import lines, start
 
 from nlu_ppo.config import TrackingConfig
+from nlu_ppo.credentials import hide_passwords, take_password, without_password
 from nlu_ppo.errors import DataError, TrackingError
-from nlu_ppo.tracking.credentials import hide_passwords, take_password, without_password
 from nlu_ppo.tracking.delivery import connect, default_uri
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.mirror import sync

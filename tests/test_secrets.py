@@ -15,9 +15,9 @@ from chat_server import ChatServer, refusal
 from servers import mlflow_server
 
 from nlu_ppo.config import TrackingConfig
+from nlu_ppo.credentials import check_tracking_uri, hidden
 from nlu_ppo.endpoint import check_address
 from nlu_ppo.errors import ConfigError
-from nlu_ppo.tracking.credentials import check_tracking_uri, hidden
 
 ROOT = Path(__file__).parents[1]
 FAULT = "Keys, tokens and passwords of the user"

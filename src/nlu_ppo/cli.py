@@ -21,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 from nlu_ppo import ranks
 from nlu_ppo.choices import default_choices, read_groups
 from nlu_ppo.composition import to_config
+from nlu_ppo.credentials import hide_passwords
 from nlu_ppo.errors import UserError
 from nlu_ppo.identity import run_key, subfolder
 from nlu_ppo.mistakes import explain, told
 from nlu_ppo.progress import close_bars
 from nlu_ppo.stopping import Interrupted, signals_heeded
 from nlu_ppo.sweeper import SweepError, cell_name
-from nlu_ppo.tracking.credentials import hide_passwords
 
 FAILED = 1  # exit code: cells of a sweep failed
 USER_ERROR = 2  # exit code: the input is wrong, not the program

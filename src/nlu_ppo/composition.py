@@ -28,10 +28,10 @@ from nlu_ppo.config import (
     ZeroShotConfig,
     check_ranges,
 )
+from nlu_ppo.credentials import check_tracking_uri
 from nlu_ppo.endpoint import check_address
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.record_checks import check_record
-from nlu_ppo.tracking.credentials import check_tracking_uri
 
 LONGEST_NAME = 100  # bytes of a name that folders have, so that none is too long for a disk
 TINY = "tiny"  # name and path of the model that ships with the package

@@ -19,11 +19,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nlu_ppo.config import EndpointConfig, ServerConfig
+from nlu_ppo.credentials import hidden
 from nlu_ppo.errors import ConfigError, EndpointError
 from nlu_ppo.inert import defused_for_any
 from nlu_ppo.progress import bar
 from nlu_ppo.replies import Reply, ReplyCache, request_key
-from nlu_ppo.tracking.credentials import hidden
 
 KEY = "OPENAI_API_KEY"
 IN_A_ROW = 10  # requests without an answer that make the server count as gone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,51 @@ def run_key(config: Config) -> str:
     """64 hexadecimal digits that stand for the run's identity."""
     text = json.dumps(identity(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+CHANGED = {  # parts of a run's identity that stand for contents, in words
+    "data": "the data of task ",
+    "weights": "the model's files",
+    "adapter": "the adapter's files",
+    "pairs": "the pairs",
+    "reward.name.contents": "the reward function's file",
+    "rationale": "the file of analyses",
+    "submission": "the data to submit",
+    "also": "the data of eval.also, or its settings",
+    "start": "the SFT run that it starts from",
+    "eval.perplexity": "the text of eval.perplexity",
+}
+
+
+def what_differs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The parts of two identities that differ, in words; nothing if one isn't known.
+
+    Args:
+        theirs, ours: as JSON has them.
+    """
+    if not theirs or not ours:
+        return ""
+    found = []
+    for key in _differing(theirs, ours):
+        known = next((part for part in CHANGED if key == part or key.startswith(f"{part}.")), None)
+        if known is None:
+            found.append(key)
+        elif known == "data":
+            found.append(CHANGED[known] + key.removeprefix("data."))
+        else:
+            found.append(CHANGED[known])
+    named = ", ".join(dict.fromkeys(found))
+    return f" (what differs: {named})" if named else ""
+
+
+def _differing(theirs: Any, ours: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys under which two trees differ."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for name in dict.fromkeys([*theirs, *ours]):
+            key = f"{prefix}.{name}" if prefix and not name.startswith(f"{prefix}.") else name
+            yield from _differing(theirs.get(name), ours.get(name), key)
+    elif theirs != ours:
+        yield prefix
 
 
 def task_label(config: TaskConfig) -> str:

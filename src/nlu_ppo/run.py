@@ -21,15 +21,23 @@ from nlu_ppo.config import (
     RewardModelConfig,
     TrainingConfig,
 )
+from nlu_ppo.credentials import without_password
 from nlu_ppo.errors import DataError, DiskError, FolderBusyError, RunFolderError
-from nlu_ppo.identity import identity, reward_model_config, run_key, start_config, subfolder, task_label
+from nlu_ppo.identity import (
+    identity,
+    reward_model_config,
+    run_key,
+    start_config,
+    subfolder,
+    task_label,
+    what_differs,
+)
 from nlu_ppo.rationales.writing import provide
 from nlu_ppo.rewards import needed_models
 from nlu_ppo.storage import SEAL, damage, writing
 from nlu_ppo.tasks.rationales import WRITTEN
 from nlu_ppo.tasks.splits import load_tasks
-from nlu_ppo.tracking.credentials import without_password
-from nlu_ppo.tracking.folder import ObservedFolder, RunFolder
+from nlu_ppo.tracking.folder import ObservedFolder, RunFolder, jsonable
 from nlu_ppo.tracking.mirror import Mirror
 from nlu_ppo.tracking.params import params_of
 from nlu_ppo.tracking.picture import NAME as PICTURE
@@ -130,7 +138,11 @@ def execute(run: Run) -> dict[str, Any]:
 
 def _execute(run: Run) -> dict[str, Any]:
     folder = (RunFolder if ranks.is_main() else ObservedFolder)(run.folder, run.key)
-    done = ranks.on_main(lambda: folder.open(run.config.overwrite, lambda: identity(run.config)))
+
+    def differs(theirs: Mapping[str, Any]) -> str:
+        return what_differs(theirs, jsonable(identity(run.config)))
+
+    done = ranks.on_main(folder.open, run.config.overwrite, differs)
     try:
         if done is not None:
             print(f"already finished: {run.folder}")

@@ -25,9 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from nlu_ppo import ranks
 from nlu_ppo.composition import check_folder_name
+from nlu_ppo.credentials import hidden
 from nlu_ppo.errors import ConfigError
 from nlu_ppo.mistakes import told
-from nlu_ppo.tracking.credentials import hidden
 
 
 @dataclass(frozen=True)

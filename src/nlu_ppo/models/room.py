@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from nlu_ppo.errors import ModelError
+from nlu_ppo.errors import ModelError, first_words
 
 log = logging.getLogger(__name__)
 
@@ -182,5 +182,4 @@ def in_batches(
 
 def first_line(error: BaseException) -> str:
     """What an error says, without what libraries add to it."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return first_words(error)[:200]

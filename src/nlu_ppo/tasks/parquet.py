@@ -6,19 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlu_ppo.errors import DataError
+from nlu_ppo.errors import MALFORMED, DataError
 
 # What reading a damaged file ends in beside Arrow's own errors: texts may not be UTF-8, sizes not fit.
-DAMAGED = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-)
+DAMAGED = (*MALFORMED, OSError, RuntimeError, MemoryError)
 
 
 def parquet_files(folder: Path, config: str, split: str = "*") -> list[Path]:

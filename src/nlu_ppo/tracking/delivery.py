@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from nlu_ppo.config import TrackingConfig
+from nlu_ppo.credentials import take_password
 from nlu_ppo.tracking import picture
-from nlu_ppo.tracking.credentials import take_password
 from nlu_ppo.tracking.datasets import dataset_inputs
 from nlu_ppo.tracking.folder import RunFolder
 from nlu_ppo.tracking.model import log_model

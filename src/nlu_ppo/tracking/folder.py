@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,12 @@ class RunFolder:
     # -- life cycle ---------------------------------------------------------------------------------------
 
     def open(
-        self, overwrite: bool = False, identity: Callable[[], Mapping[str, Any]] = dict
+        self, overwrite: bool = False, differs: Callable[[Mapping[str, Any]], str] = lambda theirs: ""
     ) -> dict[str, Any] | None:
         """Takes hold of the folder.
 
         Args:
-            identity: gives what this run's key stands for, to say what differs from the run that is there.
+            differs: says what differs from the run that is there, of whose key it gets what that stands for.
 
         Returns:
             the result of the run if it is finished already, else `None`.
@@ -87,7 +87,7 @@ class RunFolder:
             self.close()
             raise RunFolderError(
                 f"{self.path} already holds {whose}, and this is run {self.key[:8]}"
-                f"{_what_differs(record.get('identity') or {}, identity())}: choose another folder "
+                f"{differs(record.get('identity') or {})}: choose another folder "
                 f"(hydra.run.dir=DIR), or replace what is there with overwrite=true"
             )
         result = self.read_json("result.json")
@@ -233,47 +233,6 @@ class RunFolder:
 def _is_score(line: Mapping[str, Any]) -> bool:
     """Whether a line of metrics is the score of held-out data during training."""
     return any(name.startswith("select/") for name in line)
-
-
-CHANGED = {  # parts of a run's identity that stand for contents, in words
-    "data": "the data of task ",
-    "weights": "the model's files",
-    "adapter": "the adapter's files",
-    "pairs": "the pairs",
-    "reward.name.contents": "the reward function's file",
-    "rationale": "the file of analyses",
-    "submission": "the data to submit",
-    "also": "the data of eval.also, or its settings",
-    "start": "the SFT run that it starts from",
-    "eval.perplexity": "the text of eval.perplexity",
-}
-
-
-def _what_differs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """The parts of two identities that differ, in words; nothing if one isn't known."""
-    if not theirs or not ours:
-        return ""
-    found = []
-    for key in _differing(theirs, jsonable(ours)):
-        known = next((part for part in CHANGED if key == part or key.startswith(f"{part}.")), None)
-        if known is None:
-            found.append(key)
-        elif known == "data":
-            found.append(CHANGED[known] + key.removeprefix("data."))
-        else:
-            found.append(CHANGED[known])
-    named = ", ".join(dict.fromkeys(found))
-    return f" (what differs: {named})" if named else ""
-
-
-def _differing(theirs: Any, ours: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys under which two trees differ."""
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        for name in dict.fromkeys([*theirs, *ours]):
-            key = f"{prefix}.{name}" if prefix and not name.startswith(f"{prefix}.") else name
-            yield from _differing(theirs.get(name), ours.get(name), key)
-    elif theirs != ours:
-        yield prefix
 
 
 class ObservedFolder(RunFolder):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nlu_ppo.config import TrackingConfig
-from nlu_ppo.errors import RunFolderError, TrackingError
+from nlu_ppo.errors import RunFolderError, TrackingError, first_words
 from nlu_ppo.tracking.delivery import ENDED, Delivery, connect
 from nlu_ppo.tracking.folder import RunFolder
 
@@ -125,7 +125,7 @@ class Mirror:
                 "MLflow can't be reached or refuses (%s: %s). The run goes on, and its folder %s has everything. "
                 "%s; `make sync` brings over what is missing in the end.",
                 type(error).__name__,
-                first_line(error),
+                first_words(error),
                 self.folder.path,
                 after,
             )
@@ -175,15 +175,10 @@ def sync(outputs: Path, config: TrackingConfig) -> tuple[int, int]:
         if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
             raise
         raise TrackingError(
-            f"{place}: MLflow can't be reached or refuses ({first_line(error)}). {brought} runs were brought over "
+            f"{place}: MLflow can't be reached or refuses ({first_words(error)}). {brought} runs were brought over "
             f"before; the same command goes on from there.{_if_damaged(error, config, outputs)}"
         ) from error
     return brought, present
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the SQL and the links that databases put behind it."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _if_damaged(error: Exception, config: TrackingConfig, outputs: Path) -> str:

@@ -1,4 +1,4 @@
-"""Passwords in the address of a tracking server: used, never recorded."""
+"""Passwords in addresses, such as that of a tracking server: used, never recorded."""
 
 from __future__ import annotations
 
