@@ -39,7 +39,8 @@ test-all: $(STAMP) ## and those that compile, start a Slurm or a server, or fill
 	@$(BIN)/python -m pytest -m "" $(ARGS)
 
 test-faults: $(STAMP) ## the tests of docs/reliability.md at full length, whose table they rewrite: meant to take two hours
-	@$(BIN)/python -m pytest -m promise --full --record benchmarks/results/faults.json $(ARGS); \
+	@$(BIN)/python -m pytest -m promise --full --record=benchmarks/results/faults.json \
+		--dist worksteal $(ARGS); \
 		code=$$?; $(BIN)/python tests/promises.py; exit $$code
 
 lint: $(STAMP) ## ruff and mypy

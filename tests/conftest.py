@@ -16,7 +16,11 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="tests of promises at their full length (an hour)")
     parser.addoption(
-        "--record", type=Path, metavar="FILE", help="write promises and figures to this JSON file"
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write promises and figures to this JSON file (with an equals sign: pytest reads its arguments once "
+        "before it knows this option, and would take FILE for a place of tests)",
     )
 
 

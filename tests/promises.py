@@ -1,6 +1,6 @@
 """What is promised under faults, and what the tests last saw of it: the table of docs/reliability.md.
 
-    python -m pytest -m promise --full --record benchmarks/results/faults.json
+    python -m pytest -m promise --full --record=benchmarks/results/faults.json
     python tests/promises.py
 
 A test says with `@pytest.mark.promise(fault, promise)` which promise it shows, and puts what it counts into the

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,18 @@ def test_every_promise_of_the_record_has_its_test() -> None:
         function = re.sub(r"\[.*", "", rest)
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), seen["test"]
         assert seen["outcome"] == "passed", seen["test"]
+
+
+def test_the_target_is_a_command_that_pytest_takes() -> None:
+    """Pytest knows this project's options from tests/conftest.py alone, which it finds by the places of its tests."""
+    told = subprocess.run(["make", "-n", "test-faults"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = re.search(r"-m pytest (.*?);", told.stdout.replace("\\\n", " "), re.DOTALL)
+    assert command, told.stdout
+    words = [sys.executable, "-m", "pytest", *shlex.split(command[1])]
+    shown = subprocess.run([*words, "--markers"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "--full" in words
+    assert any(word.startswith("--record=") for word in words)
 
 
 def test_tests_of_one_promise_share_a_row_and_add_up(tmp_path: Path) -> None:
