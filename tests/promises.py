@@ -43,10 +43,12 @@ def words(fault: str, promise: str) -> tuple[str, str]:
 
 
 def record(file: Path, seen: Iterable[Seen], full: bool) -> None:
-    """Puts what was seen into `file`; tests that did not run now keep what they had."""
+    """Puts what was seen into `file`; tests that did not run now, or were skipped, keep what they had."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     stamp = {"day": time.strftime("%Y-%m-%d"), "commit": commit(), "full": full}
     for one in seen:
+        if one.outcome == "skipped":
+            continue
         known[f"{one.test} ({one.fault})"] = {
             "test": one.test,
             "fault": one.fault,

@@ -21,7 +21,7 @@ FILES = {"sst2": "glue/SST-2/dev.tsv", "multirc": "superglue/MultiRC/val.jsonl",
 @pytest.mark.promise(FAULT, "The answer parser and the readers of raw files give a value or an error of ours")
 @pytest.mark.parametrize("target", ["answers", "squad", "financial_phrasebank", *FILES])
 def test_nothing_crashes(target: str, tmp_path: Path, full: bool, figures: dict[str, Any]) -> None:
-    pytest.importorskip("atheris")
+    pytest.importorskip("atheris", reason="atheris isn't installed: pip install -e '.[fuzz]'")
     runs = (200_000 if target == "answers" else 20_000) if full else 2000
     corpus = tmp_path / "corpus"
     corpus.mkdir()

@@ -46,10 +46,12 @@ def test_tests_of_one_promise_share_a_row_and_add_up(tmp_path: Path) -> None:
     more = [
         Seen("a kill", "it goes on", "tests/t.py::k[1]", "failed", 2.0, {"trials": 25, "seconds": 0.5}),
         Seen("Another", "nothing", "tests/t.py::other", "passed", 0.1),
+        Seen("a kill", "it goes on", "tests/t.py::k[0]", "skipped", 0.0),
     ]
     record(file, more, full=False)
     known = json.loads(file.read_text())
-    assert known["tests/t.py::k[0] (a kill)"]["seconds"] == 1.3  # of an earlier run, and kept
+    kept = known["tests/t.py::k[0] (a kill)"]  # of an earlier run: now it was skipped
+    assert kept["seconds"] == 1.3
     head, line, kill, other = table(known).splitlines()
     assert head.startswith("| Fault | Promise |")
     assert set(line) == {"|", "-"}
