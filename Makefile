@@ -39,8 +39,7 @@ test-all: $(STAMP) ## and those that compile, start a Slurm or a server, or fill
 	@$(BIN)/python -m pytest -m "" $(ARGS)
 
 test-faults: $(STAMP) ## the tests of docs/reliability.md at full length, whose table they rewrite: meant to take two hours
-	@$(BIN)/python -m pytest -m promise --full --record=benchmarks/results/faults.json \
-		--dist worksteal -rs $(ARGS); \
+	@$(BIN)/python -m pytest -m promise --full --record=benchmarks/results/faults.json -rs $(ARGS); \
 		code=$$?; $(BIN)/python tests/promises.py; exit $$code
 
 lint: $(STAMP) ## ruff and mypy
