@@ -153,17 +153,27 @@ def run_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 @pytest.mark.parametrize("name", ["result.json", "run.json", "metrics.jsonl", "predictions.jsonl"])
 def test_run_folders(name: str, run_files: Path, tmp_path: Path, full: bool, figures: dict[str, Any]) -> None:
+    from nlu_ppo.launching.display import last_metrics
     from nlu_ppo.tables.answers import read_answers
     from nlu_ppo.tables.collect import collect, read_curve, read_jsonl
+    from nlu_ppo.tables.reproduce import _attempt
+    from nlu_ppo.tables.summary import before_and_after
     from nlu_ppo.tracking.folder import RunFolder
 
     outputs = tmp_path / "outputs"
     folder = outputs.joinpath(*run_files.parts[-5:])
     shutil.copytree(run_files, folder)
     path = folder / name
+    result = {**json.loads((folder / "result.json").read_text()), "likelihood_score": None}
 
     def check(data: bytes) -> bool:
         path.write_bytes(data)
+        # What is shown on the way shows what it can.
+        assert all(
+            isinstance(value, float) for value in last_metrics(folder / "metrics.jsonl", since=0).values()
+        )
+        assert before_and_after(folder, result)
+        assert _attempt(folder)
         refused = False
         study = collect(outputs, "demo")
         assert len(study.runs) + len(study.problems) == 1

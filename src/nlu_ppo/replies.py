@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from nlu_ppo.errors import MALFORMED
 from nlu_ppo.storage import writing
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class ReplyCache:
             try:
                 row = json.loads(line)
                 self._replies[row["key"]] = Reply(**row["reply"])
-            except (ValueError, KeyError, TypeError):
+            except MALFORMED:
                 odd += 1
         if odd:
             log.warning("%s: %d lines can't be read; what they held is asked for again", self.path, odd)

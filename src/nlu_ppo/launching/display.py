@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nlu_ppo.errors import MALFORMED
+
 COLUMNS = {"reward": "train/reward", "KL": "ppo/kl", "accuracy": "train/accuracy", "held out": "select/score"}
 TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
 SPEED_LINES = 10  # the speed is that of so many last lines
@@ -101,16 +103,17 @@ def last_metrics(path: Path, since: float) -> dict[str, float]:
         since: when the run was started (`time.time()`). What was written earlier is of an earlier attempt.
     """
     try:
-        lines = _tail(path) if path.stat().st_mtime >= since else []
-    except (OSError, ValueError):  # none yet, or being replaced: what can't be read can't be shown
-        lines = []
-    if not lines:
+        return _shown(_tail(path)) if path.stat().st_mtime >= since else {}
+    except (OSError, *MALFORMED):  # none yet, being replaced, or damaged: what can't be read can't be shown
         return {}
+
+
+def _shown(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found = {"step": float(lines[-1]["step"])}
     for name, key in COLUMNS.items():
         values = [line[key] for line in lines if line.get(key) is not None]
         if values:
-            found[name] = values[-1]
+            found[name] = float(values[-1])
     speed = _speed(lines)
     return found if speed is None else {**found, "samples/s": speed}
 

@@ -210,8 +210,8 @@ class SlurmQueue:
         """The last job of every run, by the run's log."""
         if not self.register.exists():
             return {}
-        lines = self.register.read_text(encoding="utf-8").splitlines()
         try:
+            lines = self.register.read_text(encoding="utf-8").splitlines()
             return {entry["log"]: entry["job"] for entry in map(json.loads, lines)}
         except MALFORMED as error:
             raise ConfigError(

@@ -186,7 +186,7 @@ def read_last_words(job: Job) -> str:
     assert isinstance(job, RunJob)
     if not job.last_words.exists():
         return ""
-    said = job.last_words.read_text(encoding="utf-8")
+    said = job.last_words.read_text(encoding="utf-8", errors="replace")  # a kill may have cut it
     job.last_words.unlink()
     return said
 

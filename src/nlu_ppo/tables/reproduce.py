@@ -28,7 +28,7 @@ from rich.table import Table
 from nlu_ppo.choices import CONF, ROOT
 from nlu_ppo.cli import USER_ERROR, register_resolvers
 from nlu_ppo.composition import register_schemas, to_config
-from nlu_ppo.errors import ConfigError, UserError
+from nlu_ppo.errors import MALFORMED, ConfigError, UserError
 from nlu_ppo.identity import subfolder
 from nlu_ppo.launching.display import duration
 from nlu_ppo.mistakes import explain, told
@@ -126,7 +126,7 @@ def _cell(name: str, overrides: Sequence[str]) -> Cell:
 
 def _attempt(folder: Path) -> str:
     """What became of a run that isn't finished."""
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, *MALFORMED):
         return str(json.loads((folder / "result.json").read_text(encoding="utf-8")).get("status", "begun"))
     return "begun" if (folder / "run.json").exists() else "missing"
 

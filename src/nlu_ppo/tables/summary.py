@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from nlu_ppo.tables.collect import read_jsonl
+from nlu_ppo.tables.readings import finite
 
 
 def before_and_after(folder: Path, result: Mapping[str, Any]) -> str:
@@ -65,12 +67,5 @@ def _submission(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _first_selection(folder: Path) -> float | None:
     """The selection score before the first step."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return None
-    with path.open(encoding="utf-8") as stream:
-        for text in stream:
-            line = json.loads(text)
-            if line["step"] == 0 and "select/score" in line:
-                return float(line["select/score"])
-    return None
+    first = (line for line in read_jsonl(folder / "metrics.jsonl") if line.get("step") == 0)
+    return next((score for line in first if (score := finite(line.get("select/score"))) is not None), None)
