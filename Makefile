@@ -21,7 +21,8 @@ $(STAMP): constraints.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "nlu_ppo needs Python >= 3.10, and $(PYTHON) is " + sys.version.split()[0] + ": set PYTHON=...")'
 	@echo "Installing into $(VENV): 2 to 5 minutes (longer where torch brings CUDA along) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@$(PIP) --no-compile --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # pip does it on one core; some files are for other Pythons
 	@$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
 

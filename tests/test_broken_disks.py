@@ -138,7 +138,7 @@ def test_two_commands_at_once(forked: Forge, tmp_path: Path, full: bool, figures
     figures |= counts
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.promise(
     "one sweep started twice at the same time",
     "every run is done by one of them, once; the other names those that it left, and a third start finds all finished",
