@@ -164,6 +164,9 @@ def run_here(log: Path, arguments: list[str]) -> None:
         code = 0
     except SystemExit as left:
         code = int(left.code or 0)
+    except KeyboardInterrupt:  # ahead of what heeds signals: train.py by itself would end by the signal, too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException as error:
         print(f"escaped: {error!r}", flush=True)
     finally:
