@@ -99,7 +99,7 @@ def test_a_low_limit_on_open_files(tmp_path: Path, figures: dict[str, Any]) -> N
 # -- several at once -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.promise(
     "two processes on one run folder",
     "one works; the other says so and leaves, or finds the run finished; the result is that of one alone",

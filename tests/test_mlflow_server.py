@@ -120,7 +120,7 @@ KILLED = pytest.mark.promise(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @KILLED
 def test_two_runs_survive_the_death_of_their_server(tmp_path: Path, figures: dict[str, Any]) -> None:
     with mlflow_server(tmp_path, f"sqlite:///{tmp_path / 'server.db'}") as server:
