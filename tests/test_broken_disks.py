@@ -79,7 +79,7 @@ def test_outputs_that_cant_be_written(tmp_path: Path, outputs: Path, figures: di
 )
 def test_a_low_limit_on_open_files(tmp_path: Path, figures: dict[str, Any]) -> None:
     ended = {}
-    for limit in (5, 6, 7, 8, 9, 10, 16):
+    for limit in (5, 6, 7, 8, 9, 10, 16, 64):
         folder = tmp_path / f"run-{limit}"
         done = subprocess.run(
             command(*BRIEF, f"outputs={tmp_path}", f"hydra.run.dir={folder}"),
@@ -92,7 +92,8 @@ def test_a_low_limit_on_open_files(tmp_path: Path, figures: dict[str, Any]) -> N
         assert finished == (done.returncode == 0), done.stderr[-3000:]
         if done.returncode:
             assert "oo many open files" in done.stderr, done.stderr[-3000:]
-    assert ended[16] == 0 != ended[6]
+    # Between 10 and 16 it depends on what MLflow's thread opens meanwhile.
+    assert ended[64] == 0 != ended[6]
     figures["exit codes by limit"] = ", ".join(f"{limit}: {code}" for limit, code in ended.items())
 
 
