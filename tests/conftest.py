@@ -14,7 +14,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="tests of promises at their full length (an hour)")
+    parser.addoption("--full", action="store_true", help="tests of promises at their full length (two hours)")
     parser.addoption(
         "--record",
         type=Path,
